@@ -1,0 +1,38 @@
+# setup: a virtual environment with everything. The other targets make it first where it is missing.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test test-all check bench clean
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt tests/wheels.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[convert,dev]"
+	$(BIN)/pip download --quiet --no-deps --dest $(VENV)/wheels -r tests/wheels.txt
+	touch $@
+
+demo: setup
+	$(BIN)/python examples/demo.py
+
+test: setup
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: setup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# mypy reads a regular install, because the import names of two folders are set by pyproject.toml.
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/typed
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typed .
+	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml
+
+bench: setup
+	$(BIN)/python benchmarks/convert_speed.py
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/cpu_latency.py
+
+clean:
+	rm -rf $(VENV) build demo *.egg-info

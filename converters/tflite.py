@@ -1,0 +1,136 @@
+"""Turns a float model into a float .tflite file.
+
+The model is traced with fixed shapes and its variables are frozen into constants here; the frozen graph is converted
+in a child process. This route skips the SavedModel that `TFLiteConverter.from_keras_model` and `from_saved_model`
+write and read back, which is where most of their time goes, and it takes looped recurrent layers as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from edgecompress.data import InputSpec
+from edgecompress.errors import ConversionError
+from edgecompress.flatbuffer import Signature, with_metadata
+from edgecompress.isolate import Child, Outcome
+from edgecompress.models import LoadedModel
+
+_TIME_LIMIT_S = 1800.0
+_SIGNATURE_KEY = "serving_default"
+
+
+@dataclass(frozen=True)
+class FrozenGraph:
+    """A traced model without variables.
+
+    Attributes:
+        graph_def: Serialized TensorFlow GraphDef.
+        inputs: Graph tensor name of each signature input.
+        outputs: Graph tensor name of each signature output.
+        model_name: What errors call it.
+        recurrent_layers: Names of its recurrent layers, which errors point at.
+    """
+
+    graph_def: bytes
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    model_name: str
+    recurrent_layers: tuple[str, ...] = ()
+
+
+def freeze_graph(model: LoadedModel, fixed: Sequence[InputSpec]) -> FrozenGraph:
+    """Traces a model in inference mode at fixed shapes and makes constants of its variables.
+
+    Raises:
+        ConversionError: The model cannot be traced, or changes its own variables while it runs.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    name = str(model.path or getattr(model.model, "name", "model"))
+    signature = [tf.TensorSpec(spec.shape, spec.dtype, name=f"input_{i}") for i, spec in enumerate(fixed)]
+    try:
+        traced = tf.function(model.call, input_signature=signature, autograph=False).get_concrete_function()
+        frozen = convert_variables_to_constants_v2(traced, lower_control_flow=False)
+    except Exception as error:  # noqa: BLE001 (a user's layer may raise anything while it is traced)
+        text = " ".join(str(error).split())[:300]
+        raise ConversionError(f"the model cannot be traced at fixed shapes: {text}", where=name) from error
+    return FrozenGraph(
+        frozen.graph.as_graph_def().SerializeToString(deterministic=True),
+        {spec.name: tensor.name for spec, tensor in zip(fixed, frozen.inputs, strict=True)},
+        {output: tensor.name for output, tensor in zip(model.outputs, frozen.outputs, strict=True)},
+        name,
+        model.recurrent_layers(),
+    )
+
+
+class FloatConverter:
+    """The TensorFlow Lite converter in a child process.
+
+    Made early and used late: the child imports TensorFlow while this process loads the model.
+    """
+
+    def __init__(self) -> None:
+        self._child = Child("edgecompress.converters.graph_child", environment={"TF_CPP_MIN_LOG_LEVEL": "3"})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._child.close()
+
+    def convert(self, graph: FrozenGraph, folder: Path) -> Path:
+        """Writes `folder`/float.tflite, with the model's names in its signature.
+
+        Raises:
+            ConversionError: The converter refused the model, crashed or hung.
+        """
+        source, destination = folder / "graph.pb", folder / "float.tflite"
+        source.write_bytes(graph.graph_def)
+        job = {
+            "graph": str(source),
+            "inputs": list(graph.inputs.values()),
+            "outputs": list(graph.outputs.values()),
+            "destination": str(destination),
+        }
+        outcome, result = self._child.run(job, time_limit_s=_TIME_LIMIT_S)
+        source.unlink()
+        if result is None:
+            raise _crash(graph, outcome)
+        if "error" in result:
+            raise _refusal(graph, result["error"])
+        signature = Signature(_SIGNATURE_KEY, tuple(graph.inputs), tuple(graph.outputs))
+        destination.write_bytes(with_metadata(destination.read_bytes(), signature=signature, metadata={}))
+        return destination
+
+
+def _crash(graph: FrozenGraph, outcome: Outcome) -> ConversionError:
+    layers = graph.recurrent_layers
+    hint = f"; its recurrent layers ({', '.join(layers)}) are the likeliest cause" if layers else ""
+    said = f": {outcome.last_words[:200]}" if outcome.last_words else ""
+    return ConversionError(
+        f"the TensorFlow Lite converter {outcome.how_it_ended}{hint}{said}",
+        where=graph.model_name,
+        fix="convert parts of the model on their own to find the layer, and report it with that layer",
+    )
+
+
+def _refusal(graph: FrozenGraph, text: str) -> ConversionError:
+    """Names the layers that the converter's diagnostics point at."""
+    places = sorted({match.split("/")[-2] if "/" in match else match for match in re.findall(r'loc\("([^"]+)"', text)})
+    flex = sorted(set(re.findall(r"tf\.(\w+)", text)))
+    what = "the TensorFlow Lite converter refused it"
+    if flex:
+        what = f"TensorFlow Lite has no operator for {', '.join(flex[:5])}"
+    if places:
+        what += f" (in {', '.join(places[:5])})"
+    if not flex:
+        what += f": {' '.join(text.split())[:300]}"
+    return ConversionError(what, where=graph.model_name, fix="replace these layers with ones that TensorFlow Lite knows")

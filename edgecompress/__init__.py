@@ -1,0 +1,107 @@
+"""EdgeCompress: a Keras model goes in, a verified file for a named device comes out.
+
+    import edgecompress
+
+    report = edgecompress.convert("model.keras", "pixel", data="samples.npz")
+    print(report.after.size_bytes, report.verified.accuracy_drop)
+
+Every name below is imported when it is first used: importing this package imports neither TensorFlow nor NumPy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgecompress.artifacts import Artifact, read_artifact
+    from edgecompress.benchmark.cpu import benchmark_cpu
+    from edgecompress.benchmark.measurement import Measurement
+    from edgecompress.comparison import Comparison, compare
+    from edgecompress.data import Dataset, InputSpec, load_data
+    from edgecompress.doctor import diagnose
+    from edgecompress.errors import EdgeCompressError
+    from edgecompress.inspection import ModelSummary, inspect
+    from edgecompress.models import LoadedModel, load_model, save_model
+    from edgecompress.pipeline import convert
+    from edgecompress.profiles import Profile, list_profiles, load_profile
+    from edgecompress.recipes import Recipe, load_recipe
+    from edgecompress.report.model import Report
+    from edgecompress.schemes import Algorithm, Granularity, IoType, QuantizationScheme
+    from edgecompress.verify.evaluation import Evaluation, evaluate
+
+_HOMES = {
+    "Algorithm": "schemes",
+    "Artifact": "artifacts",
+    "Comparison": "comparison",
+    "Dataset": "data",
+    "EdgeCompressError": "errors",
+    "Evaluation": "verify.evaluation",
+    "Granularity": "schemes",
+    "InputSpec": "data",
+    "IoType": "schemes",
+    "LoadedModel": "models",
+    "Measurement": "benchmark.measurement",
+    "ModelSummary": "inspection",
+    "Profile": "profiles",
+    "QuantizationScheme": "schemes",
+    "Recipe": "recipes",
+    "Report": "report.model",
+    "benchmark_cpu": "benchmark.cpu",
+    "compare": "comparison",
+    "convert": "pipeline",
+    "diagnose": "doctor",
+    "evaluate": "verify.evaluation",
+    "inspect": "inspection",
+    "list_profiles": "profiles",
+    "load_data": "data",
+    "load_model": "models",
+    "load_profile": "profiles",
+    "load_recipe": "recipes",
+    "read_artifact": "artifacts",
+    "save_model": "models",
+}
+
+__all__ = [
+    "Algorithm",
+    "Artifact",
+    "Comparison",
+    "Dataset",
+    "EdgeCompressError",
+    "Evaluation",
+    "Granularity",
+    "InputSpec",
+    "IoType",
+    "LoadedModel",
+    "Measurement",
+    "ModelSummary",
+    "Profile",
+    "QuantizationScheme",
+    "Recipe",
+    "Report",
+    "benchmark_cpu",
+    "compare",
+    "convert",
+    "diagnose",
+    "evaluate",
+    "inspect",
+    "list_profiles",
+    "load_data",
+    "load_model",
+    "load_profile",
+    "load_recipe",
+    "read_artifact",
+    "save_model",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,100 @@
+"""`edgecompress convert`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgecompress.cli.options import MODEL_PATH, ProfileName, load_custom_objects, model_options, output_options
+from edgecompress.schemes import Algorithm, IoType, QuantizationScheme
+
+# Their values: given an enum, click would show and take the names of its members.
+_SCHEMES = ["auto", *(scheme.value for scheme in QuantizationScheme)]
+_ALGORITHMS = [algorithm.value for algorithm in Algorithm]
+_IO_TYPES = [kind.value for kind in IoType]
+
+
+@click.command("convert")
+@click.argument("model", type=MODEL_PATH)
+@click.option("--profile", type=ProfileName(), default="host", show_default=True, help="Device name, or a TOML file.")
+@click.option("--data", help="Samples: .npz, .npy, an image folder, or python:module:function.")
+@click.option("-o", "--output", type=MODEL_PATH, help="Folder to write. Default: MODEL-PROFILE, here.")
+@click.option("--recipe", type=MODEL_PATH, help="TOML file with the options below; what is said here overrules it.")
+@click.option("--scheme", type=click.Choice(_SCHEMES), help="Number types. Default: the profile's best.")
+@click.option("--algorithm", type=click.Choice(_ALGORITHMS), help="How weight scales are found. Default: min_max.")
+@click.option("--input-type", type=click.Choice(_IO_TYPES), help="Type of the inputs. Default: the profile's.")
+@click.option("--output-type", type=click.Choice(_IO_TYPES), help="Type of the outputs. Default: the profile's.")
+@click.option("--calibration-samples", type=click.IntRange(min=1), help="Default: 200.")
+@click.option("--verify-samples", type=click.IntRange(min=1), help="Held-out samples, at most. Default: 500.")
+@click.option(
+    "--max-accuracy-drop", type=click.FloatRange(0, 1), help="Exit with 1 if accuracy falls by more, e.g. 0.01."
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of every random choice. Default: 0.")
+@click.option("--no-benchmark", is_flag=True, help="Do not measure latency.")
+@model_options
+@output_options
+def command(
+    model: Path,
+    profile: str,
+    data: str | None,
+    output: Path | None,
+    recipe: Path | None,
+    no_benchmark: bool,
+    input_shape: tuple[tuple[str, tuple[int, ...]], ...],
+    input_range: tuple[float, float] | None,
+    custom_objects: tuple[str, ...],
+    unsafe: bool,
+    as_json: bool,
+    quiet: bool,
+    **settings: Any,
+) -> int:
+    r"""Turn MODEL (.keras, .h5 or a SavedModel folder) into a verified .tflite file for a device.
+
+    \b
+    Writes a folder with the .tflite file, report.json and golden.npz.
+    Example: edgecompress convert model.keras --profile pixel --data samples.npz
+    """
+    from edgecompress.cli.progress import show_progress
+    from edgecompress.pipeline import convert
+    from edgecompress.report.terminal import print_report
+
+    with show_progress(quiet=quiet) as progress:
+        report = convert(
+            model,
+            profile,
+            output=output,
+            data=data,
+            recipe=_recipe(recipe, settings),
+            input_shape=dict(input_shape),
+            input_range=input_range,
+            custom_objects=load_custom_objects(custom_objects),
+            unsafe=unsafe,
+            benchmark=not no_benchmark,
+            progress=progress,
+        )
+    if as_json:
+        click.echo(report.to_json(), nl=False)
+    elif not quiet:
+        print_report(report)
+    return 1 if report.failed else 0
+
+
+def _recipe(path: Path | None, settings: dict[str, Any]) -> Any:
+    """Returns the recipe file's recipe, or the default one, with what the options say in its place."""
+    from edgecompress.recipes import Recipe, load_recipe
+
+    recipe = load_recipe(path).model_dump() if path is not None else Recipe().model_dump()
+    given = {key: value for key, value in settings.items() if value is not None}
+    homes = {
+        "verify_samples": ("verification", "samples"),
+        "max_accuracy_drop": ("verification", "max_accuracy_drop"),
+    }
+    for key, value in given.items():
+        if key == "seed":
+            recipe["seed"] = value
+        else:
+            part, name = homes.get(key, ("quantization", key))
+            recipe[part][name] = value
+    return Recipe.model_validate(recipe)

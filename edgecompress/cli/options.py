@@ -1,0 +1,102 @@
+"""Options that several commands share, and the types of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class ProfileName(click.ParamType[str]):
+    """A bundled profile's name, completed by the shell, or the path of a TOML file."""
+
+    name = "profile"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        del ctx, param
+        from edgecompress.profiles import list_profiles
+
+        return [CompletionItem(name) for name in list_profiles() if name.startswith(incomplete)]
+
+
+class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
+    """[name=]224,224,3"""
+
+    name = "[name=]shape"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        name, _, sizes = value.rpartition("=")
+        try:
+            shape = tuple(int(size) for size in sizes.split(","))
+        except ValueError:
+            shape = ()
+        if not shape or min(shape) < 1:
+            self.fail(f"{value!r} is not a shape such as 224,224,3 or image=224,224,3", param, ctx)
+        return name, shape
+
+
+class Range(click.ParamType[tuple[float, float]]):
+    """low,high"""
+
+    name = "low,high"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        if isinstance(value, tuple):
+            return value
+        parts = value.split(",")
+        try:
+            low, high = (float(part) for part in parts)
+        except ValueError:
+            self.fail(f"{value!r} is not a range such as 0,1 or -1,1", param, ctx)
+        if not low < high:
+            self.fail(f"{value!r}: the first number must be the smaller one", param, ctx)
+        return low, high
+
+
+def output_options(command: Command) -> Command:
+    """Adds --json and --quiet."""
+    command = click.option("--quiet", is_flag=True, help="Print nothing but errors.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")(command)
+
+
+def model_options(command: Command) -> Command:
+    """Adds what says how to read a model and its data."""
+    for decorate in (
+        click.option("--unsafe", is_flag=True, help="Accept Lambda layers and pickled arrays, which run code."),
+        click.option(
+            "--custom-objects", multiple=True, metavar="MODULE:NAME", help="A custom layer or function. Repeatable."
+        ),
+        click.option(
+            "--input-range", type=Range(), help="Map 8-bit samples (0 to 255) to this range, e.g. 0,1 or -1,1."
+        ),
+        click.option(
+            "--input-shape", type=Shape(), multiple=True, help="Fix dimensions that vary, e.g. 224,224,3. Repeatable."
+        ),
+    ):
+        command = decorate(command)
+    return command
+
+
+def load_custom_objects(names: Sequence[str]) -> dict[str, Any]:
+    if not names:
+        return {}
+    from edgecompress.models import import_custom_objects
+
+    return import_custom_objects(names)
+
+
+def threads_option(default: int | None = 1) -> Callable[[Command], Command]:
+    return click.option(
+        "--threads", type=click.IntRange(min=1), default=default, show_default=default is not None,
+        help="Threads of the CPU kernels.",
+    )  # fmt: skip
+
+
+MODEL_PATH = click.Path(path_type=Path)

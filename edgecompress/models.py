@@ -1,0 +1,412 @@
+"""Loads .keras, .h5 and SavedModel files, refusing whatever could run code, and saves Keras models.
+
+Keras 3 reads its own formats; files of Keras 2 that it refuses are read by tf_keras; SavedModels are read by
+TensorFlow. What comes back is one `LoadedModel`, whichever it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import math
+import os
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgecompress.data import Array, InputSpec
+from edgecompress.errors import ModelError, UnavailableError, UsageError
+
+# Graph operations that touch files or run Python; TensorFlow executes them when the model is called.
+_DANGEROUS_OPERATIONS = frozenset(
+    {"EagerPyFunc", "PrintV2", "PyFunc", "PyFuncStateless", "ReadFile", "Save", "SaveV2", "WriteFile"}
+)
+_PREDICT_BATCH = 32
+_PREDICT_VALUES = 1_000_000  # input values a batch may hold: activations of photographs would take gigabytes else
+_RECURRENT = frozenset({"RNN", "GRU", "LSTM", "SimpleRNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"})
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be converted, with what the rest of the pipeline needs to know about it.
+
+    Attributes:
+        model: The Keras 3 or tf_keras model, or the TensorFlow function of a SavedModel's signature.
+        framework: `keras`, `tf_keras` or `saved_model`.
+        inputs: Its inputs, in signature order.
+        outputs: Names of its outputs, in signature order.
+        sha256: Hash of the file or folder it came from; of its weights if it came from memory.
+        size_bytes: Size of that file or folder, or None.
+        path: Where it came from, or None.
+    """
+
+    model: Any
+    framework: str
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[str, ...]
+    sha256: str
+    size_bytes: int | None = None
+    path: Path | None = None
+    _keep_alive: object = field(default=None, repr=False)
+
+    @property
+    def is_keras(self) -> bool:
+        return self.framework != "saved_model"
+
+    def call(self, *tensors: Any) -> list[Any]:
+        """Calls the model in inference mode; takes and returns flat lists of tensors, in signature order."""
+        import tensorflow as tf
+
+        if self.framework == "saved_model":
+            results = self.model(**{spec.name: tensor for spec, tensor in zip(self.inputs, tensors, strict=True)})
+            return [results[name] for name in self.outputs]
+        structure = getattr(self.model, "_inputs_struct", None)
+        if isinstance(structure, dict):
+            keys = sorted(structure)
+            by_name = {spec.name: tensor for spec, tensor in zip(self.inputs, tensors, strict=True)}
+            arguments: Any = {key: by_name.get(key, tensor) for key, tensor in zip(keys, tensors, strict=True)}
+        else:
+            arguments = tensors[0] if len(tensors) == 1 else list(tensors)
+        flat: list[Any] = tf.nest.flatten(self.model(arguments, training=False))
+        return flat
+
+    def predict(self, inputs: Mapping[str, Array], *, fixed: Sequence[InputSpec]) -> dict[str, Array]:
+        """Runs the float model.
+
+        Args:
+            inputs: Arrays of shape (samples, …), by input name.
+            fixed: The inputs with every dimension but the batch fixed; says which batch the model takes.
+
+        Returns:
+            Arrays of shape (samples, …), by output name.
+        """
+        samples = len(next(iter(inputs.values())))
+        # A SavedModel may have its batch frozen at 1; Keras models take any.
+        any_batch = self.is_keras or all(spec.shape[0] is None for spec in self.inputs)
+        values = sum(math.prod(array.shape[1:]) for array in inputs.values())
+        batch = min(_PREDICT_BATCH, max(1, _PREDICT_VALUES // max(1, values))) if any_batch else 1
+        parts: list[list[Array]] = []
+        for start in range(0, samples, batch):
+            chunk = [inputs[spec.name][start : start + batch] for spec in fixed]
+            parts.append([np.asarray(tensor) for tensor in self._function(*chunk)])
+        return {name: np.concatenate([p[i] for p in parts]) for i, name in enumerate(self.outputs)}
+
+    @cached_property
+    def _function(self) -> Callable[..., list[Any]]:
+        import tensorflow as tf
+
+        function: Callable[..., list[Any]] = tf.function(self.call, reduce_retracing=True, autograph=False)
+        return function
+
+    def recurrent_layers(self) -> tuple[str, ...]:
+        """Returns the names of the recurrent layers, empty for a SavedModel (its graph has no layers)."""
+        if not self.is_keras:
+            return ()
+        return tuple(
+            layer.name
+            for layer in flatten_layers(self.model)
+            if any(base.__name__ in _RECURRENT for base in type(layer).__mro__)
+        )
+
+
+def flatten_layers(model: Any) -> Iterator[Any]:
+    """Yields the layers of a Keras model, those of nested models in the place of the model."""
+    for layer in getattr(model, "layers", ()):
+        if getattr(layer, "layers", None):
+            yield from flatten_layers(layer)
+        else:
+            yield layer
+
+
+def load_model(
+    source: object, *, custom_objects: Mapping[str, Any] | None = None, unsafe: bool = False
+) -> LoadedModel:
+    """Loads a model from a file or folder, or takes one that is already in memory.
+
+    Args:
+        source: Path of a .keras file, an .h5 file (Keras 3 or 2) or a SavedModel folder; or a Keras model.
+        custom_objects: Custom layers and functions by name.
+        unsafe: Accept Lambda layers, which run code stored in the file.
+
+    Raises:
+        ModelError: Not a model, damaged, or needing something that was not given.
+        UnavailableError: TensorFlow is not installed.
+    """
+    _require_tensorflow()
+    if not isinstance(source, (str, os.PathLike)):
+        return _from_memory(source)
+    path = Path(source)
+    if not path.exists():
+        raise ModelError("no such file or folder", where=path, fix="check the path of the model")
+    if path.is_dir():
+        return _load_saved_model(path, unsafe=unsafe)
+    with path.open("rb") as file:
+        magic = file.read(8)
+    objects = dict(custom_objects or {})
+    if magic == b"\x89HDF\r\n\x1a\n":
+        return _load_h5(path, objects, unsafe=unsafe)
+    if magic.startswith(b"PK") or path.suffix == ".keras":
+        return _load_keras(path, objects, unsafe=unsafe)
+    if magic[4:8] == b"TFL3":
+        raise ModelError(
+            "already a .tflite file", where=path, fix="give the Keras model it was made from, or use `inspect`"
+        )
+    raise ModelError("not a model", where=path, expected="a .keras or .h5 file, or a SavedModel folder")
+
+
+def save_model(model: Any, path: str | Path) -> None:
+    """Writes a Keras 3 model as a .keras file, whole or not at all."""
+    destination = Path(path)
+    temporary = destination.with_name(f".{destination.stem}.{os.getpid()}.keras")
+    try:
+        model.save(temporary)
+        temporary.replace(destination)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def import_custom_objects(names: Sequence[str]) -> dict[str, Any]:
+    """Imports what `--custom-objects module:NAME` names.
+
+    Raises:
+        UsageError: A name is not of that form, or cannot be imported.
+    """
+    objects: dict[str, Any] = {}
+    sys.path.insert(0, os.getcwd())
+    try:
+        for text in names:
+            module, _, name = text.partition(":")
+            if not module or not name:
+                raise UsageError("--custom-objects takes module:NAME", received=text)
+            try:
+                objects[name] = getattr(importlib.import_module(module), name)
+            except (ImportError, AttributeError) as error:
+                raise UsageError(f"--custom-objects cannot import it ({error})", where=text) from None
+    finally:
+        sys.path.pop(0)
+    return objects
+
+
+def _require_tensorflow() -> None:
+    # TensorFlow's start-up messages would stand between a user and the one line that matters.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        import tensorflow  # noqa: F401, ICN001 (only its presence matters here)
+    except ImportError:
+        raise UnavailableError(
+            "Keras models need TensorFlow, which is not installed", fix='pip install "edgecompress[convert]"'
+        ) from None
+
+
+def _load_keras(path: Path, objects: dict[str, Any], *, unsafe: bool) -> LoadedModel:
+    import keras
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            config = json.loads(archive.read("config.json"))
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
+        raise ModelError(
+            f"not a whole .keras file ({error})", where=path, fix="save or copy the model again: it may be truncated"
+        ) from None
+    if broken is not None:
+        raise ModelError(f"damaged: {broken!r} inside fails its checksum", where=path, fix="copy the file again")
+    _refuse_unknown_layers(path, config, objects, unsafe=unsafe)
+    try:
+        model = keras.saving.load_model(path, custom_objects=objects, compile=False, safe_mode=not unsafe)
+    except Exception as error:  # noqa: BLE001 (Keras raises many kinds for a file it cannot rebuild)
+        raise ModelError(f"Keras cannot rebuild it: {_first_line(error)}", where=path) from error
+    return _from_keras(model, "keras", path)
+
+
+def _load_h5(path: Path, objects: dict[str, Any], *, unsafe: bool) -> LoadedModel:
+    import h5py
+    import keras
+
+    try:
+        with h5py.File(path, "r") as file:
+            config_text = file.attrs.get("model_config")
+    except OSError as error:
+        raise ModelError(f"not a whole .h5 file ({error})", where=path, fix="copy the file again") from None
+    if config_text is None:
+        raise ModelError(
+            "holds weights but no model", where=path,
+            fix="build the model in Python, model.load_weights(...), model.save('model.keras'), and give that",
+        )  # fmt: skip
+    _refuse_unknown_layers(path, json.loads(config_text), objects, unsafe=unsafe)
+    try:
+        return _from_keras(keras.saving.load_model(path, custom_objects=objects, compile=False), "keras", path)
+    except Exception as keras3_error:  # noqa: BLE001 (any failure means: try the Keras that wrote the file)
+        try:
+            import tf_keras
+
+            return _from_keras(tf_keras.models.load_model(path, custom_objects=objects, compile=False), "tf_keras", path)
+        except Exception as keras2_error:  # noqa: BLE001 (as above)
+            raise ModelError(
+                f"neither Keras 3 ({_first_line(keras3_error)}) nor tf_keras ({_first_line(keras2_error)}) can rebuild it",
+                where=path,
+            ) from keras2_error
+
+
+def _refuse_unknown_layers(path: Path, config: object, objects: Mapping[str, Any], *, unsafe: bool) -> None:
+    """Refuses Lambda layers and custom classes that were not given, before Keras builds anything from the file."""
+    import keras
+
+    for entry in _config_entries(config):
+        kind = entry["class_name"]
+        settings = entry.get("config")
+        name = settings.get("name", kind) if isinstance(settings, dict) else kind
+        if kind == "Lambda" and not unsafe:
+            raise ModelError(
+                f"layer {name!r} is a Lambda, which runs Python code stored in the file", where=path,
+                fix="rebuild it as a named layer, or pass --unsafe if you trust the file",
+            )  # fmt: skip
+        module = entry.get("module")
+        registered = entry.get("registered_name")
+        known = registered is None or kind in objects or registered in objects
+        if known or (module or "").split(".")[0] in ("keras", "builtins"):
+            continue
+        if keras.saving.get_registered_object(registered) is None:
+            raise ModelError(
+                f"{name!r} is of the custom class {kind!r}", where=path,
+                fix=f"pass --custom-objects {module or 'your_module'}:{kind}",
+            )  # fmt: skip
+
+
+def _config_entries(node: object) -> Iterator[dict[str, Any]]:
+    if isinstance(node, dict):
+        if isinstance(node.get("class_name"), str):
+            yield node
+        for value in node.values():
+            yield from _config_entries(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _config_entries(value)
+
+
+def _load_saved_model(path: Path, *, unsafe: bool) -> LoadedModel:
+    import tensorflow as tf
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    graph_file = path / "saved_model.pb"
+    if not graph_file.is_file():
+        raise ModelError("not a SavedModel folder: there is no saved_model.pb in it", where=path)
+    description = saved_model_pb2.SavedModel()
+    try:
+        description.ParseFromString(graph_file.read_bytes())
+        if not unsafe:
+            _refuse_dangerous_operations(path, description)
+        loaded = tf.saved_model.load(str(path))
+    except ModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 (protobuf and TensorFlow raise many kinds for a damaged folder)
+        raise ModelError(f"TensorFlow cannot load it: {_first_line(error)}", where=path) from error
+    signatures = dict(loaded.signatures)
+    key = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
+    if key is None or (len(signatures) > 1 and key != "serving_default"):
+        raise ModelError(
+            "no signature is called 'serving_default'", where=path, received=", ".join(signatures) or "no signatures",
+            fix="export it with model.export(folder)",
+        )  # fmt: skip
+    function = signatures[key]
+    specs = {
+        name: InputSpec(name, _shape(spec.shape), spec.dtype.name)
+        for name, spec in function.structured_input_signature[1].items()
+    }
+    digest, size = _hash_path(path)
+    outputs = tuple(function.structured_outputs)
+    return LoadedModel(function, "saved_model", tuple(specs.values()), outputs, digest, size, path, loaded)
+
+
+def _refuse_dangerous_operations(path: Path, description: Any) -> None:
+    for meta in description.meta_graphs:
+        functions = meta.graph_def.library.function
+        # The saver functions of every SavedModel write checkpoints; only what a signature can reach is run.
+        for function in functions:
+            if function.signature.name.startswith(("__inference__traced_save", "__inference__traced_restore")):
+                continue
+            for node in function.node_def:
+                if node.op in _DANGEROUS_OPERATIONS:
+                    raise ModelError(
+                        f"operation {node.name!r} ({node.op}) reads or writes files or runs Python", where=path,
+                        fix="export the model without it, or pass --unsafe if you trust the folder",
+                    )  # fmt: skip
+
+
+def _from_memory(model: object) -> LoadedModel:
+    if isinstance(model, LoadedModel):
+        return model
+    modules = {base.__module__.split(".")[0] for base in type(model).__mro__}
+    for framework in ("keras", "tf_keras"):
+        if framework in modules and hasattr(model, "weights"):
+            return _from_keras(model, framework, None)
+    raise ModelError("not a model", expected="a path or a Keras model", received=type(model).__name__)
+
+
+def _from_keras(model: Any, framework: str, path: Path | None) -> LoadedModel:
+    tensors = getattr(model, "inputs", None)
+    if not tensors:
+        raise ModelError(
+            "the model has no fixed inputs (it is subclassed, or was never built)", where=path or model.name,
+            fix="wrap it: x = keras.Input(shape); keras.Model(x, model(x)), or export it with model.export(folder)",
+        )  # fmt: skip
+    names = _input_names(model, tensors)
+    specs = tuple(
+        InputSpec(name, _shape(tensor.shape), str(getattr(tensor.dtype, "name", tensor.dtype)))
+        for name, tensor in zip(names, tensors, strict=True)
+    )
+    outputs = tuple(_unique(getattr(model, "output_names", None) or [model.layers[-1].name]))
+    if path is None:
+        digest, size = hashlib.sha256(b"".join(np.asarray(w).tobytes() for w in model.weights)).hexdigest(), None
+    else:
+        digest, size = _hash_path(path)
+    return LoadedModel(model, framework, specs, outputs, digest, size, path)
+
+
+def _input_names(model: Any, tensors: Sequence[Any]) -> list[str]:
+    """Names inputs as the user knows them: the keys of a dict of inputs, else the names of the input layers."""
+    structure = getattr(model, "_inputs_struct", None)
+    if isinstance(structure, dict):
+        return sorted(str(key) for key in structure)
+    return _unique([tensor.name.split(":")[0] for tensor in tensors])
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if seen[name] == 1 else f"{name}_{seen[name] - 1}")
+    return result
+
+
+def _shape(shape: Any) -> tuple[int | None, ...]:
+    if getattr(shape, "rank", 0) is None:
+        raise ModelError("an input has no known rank", fix="export the model with an input signature")
+    return tuple(None if size is None else int(size) for size in shape)
+
+
+def _hash_path(path: Path) -> tuple[str, int]:
+    """Returns the SHA-256 and the size of a file, or of a folder's files in name order."""
+    digest, size = hashlib.sha256(), 0
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if path.is_dir():
+            digest.update(str(file.relative_to(path)).encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+                size += len(block)
+    return digest.hexdigest(), size
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,64 @@
+"""Recipes: what is done to a model, as data. The command line's options and a TOML file say the same things."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgecompress.errors import RecipeError
+from edgecompress.schemas import explain_validation_error
+from edgecompress.schemes import Algorithm, IoType, QuantizationScheme
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Quantization(_Part):
+    """How the numbers of the file are stored."""
+
+    scheme: QuantizationScheme | Literal["auto"] = Field("auto", description="A scheme, or the profile's best one.")
+    algorithm: Algorithm = Field(Algorithm.MIN_MAX, description="How the scales of the weights are found.")
+    input_type: IoType | None = Field(None, description="Type of the inputs; absent: the profile's.")
+    output_type: IoType | None = Field(None, description="Type of the outputs; absent: the profile's.")
+    calibration_samples: Annotated[int, Field(gt=0)] = Field(200, description="Samples that set activation ranges.")
+
+
+class Verification(_Part):
+    """How the finished file is compared with the float model."""
+
+    samples: Annotated[int, Field(gt=0)] = Field(500, description="Held-out samples, at most.")
+    max_accuracy_drop: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="Largest accepted loss of accuracy, as a fraction: 0.01 is one point."
+    )
+
+
+class Recipe(_Part):
+    """Everything that decides the bytes of the finished file, apart from the model and the data."""
+
+    schema_version: Literal[1] = Field(1, description="Version of this format.")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of every random choice.")
+    quantization: Quantization = Quantization()
+    verification: Verification = Verification()
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Returns the recipe in a TOML file.
+
+    Raises:
+        RecipeError: The file is missing, is not TOML, or has an unknown key or a wrong value.
+    """
+    try:
+        text = Path(path).read_text("utf-8")
+        return Recipe.model_validate(tomllib.loads(text))
+    except FileNotFoundError:
+        raise RecipeError("no such file", where=path, fix="check the path given to --recipe") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot be read as text ({error})", where=path) from None
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"not valid TOML: {error}", where=path) from None
+    except ValidationError as error:
+        raise RecipeError(explain_validation_error(error, Recipe), where=path) from None

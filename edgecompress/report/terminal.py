@@ -1,0 +1,303 @@
+"""Prints results in the terminal: one table each, and plain words under it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from edgecompress.artifacts import Artifact
+from edgecompress.benchmark.measurement import Measurement
+from edgecompress.calibration import CalibrationAudit
+from edgecompress.comparison import Comparison
+from edgecompress.doctor import Diagnoses
+from edgecompress.inspection import ModelSummary
+from edgecompress.profiles import Profile
+from edgecompress.report.model import Report, Variant
+from edgecompress.verify.evaluation import Evaluation
+from edgecompress.verify.metrics import Scores
+from edgecompress.verify.verification import Verified
+
+_MAX_CLASSES = 20
+_WIDTH_OF_FILES = 120
+
+
+def print_report(report: Report) -> None:
+    """Prints what a conversion did: before and after, proof, audit, notes."""
+    console = _console()
+    table = _table("", "float32", str(report.scheme), "change", right=(1, 2, 3))
+    for row in _before_after(report.before, report.after):
+        table.add_row(*row)
+    source = report.source
+    console.print(
+        f"[bold]{escape(source.name)}[/] ({source.format}{_size_of(source.size_bytes)}) for [bold]{report.profile}[/]: "
+        f"{report.scheme}, written to [bold]{escape(report.output)}[/]"
+    )
+    console.print(table)
+    console.print(_verified_line(report.verified))
+    if report.audit is not None:
+        _print_audit(console, report.audit)
+    for note in report.notes:
+        console.print(f"- {escape(note)}")
+    for failure in report.failed:
+        console.print(f"[bold red]FAILED[/] {escape(failure)}")
+    console.print(f"[dim]again: {escape(shlex.join(report.command))}[/]")
+
+
+def print_inspection(found: Artifact | ModelSummary) -> None:
+    """Prints the operators of a .tflite file, or the layers of a Keras model."""
+    if isinstance(found, Artifact):
+        _print_artifact(_console(), found)
+    else:
+        _print_summary(_console(), found)
+
+
+def print_evaluation(found: Evaluation) -> None:
+    """Prints accuracy, and the confusion matrix where it fits."""
+    console = _console()
+    console.print(f"[bold]{escape(found.model)}[/] on {escape(found.data)}, {found.scores.samples:,} labels")
+    table = _table("figure", "value", right=(1,))
+    for name, value in _score_rows(found.scores):
+        table.add_row(name, value)
+    console.print(table)
+    confusion = found.scores.confusion
+    if confusion is not None and len(confusion) <= _MAX_CLASSES:
+        names = found.class_names or tuple(str(index) for index in range(len(confusion)))
+        matrix = _table("label \\ predicted", *map(escape, names), right=range(1, len(names) + 1))
+        for name, row in zip(names, confusion, strict=False):
+            matrix.add_row(escape(name), *(str(count) if count else "·" for count in row))
+        console.print(matrix)
+
+
+def print_measurements(names: Sequence[str], measurements: Iterable[Measurement]) -> None:
+    """Prints latencies in milliseconds, where they were measured, and operators where asked for."""
+    console = _console()
+    found = list(measurements)
+    table = _table("model", "median", "p90", "p95", "min", "std", "load", "memory", "runs", right=range(1, 9))
+    for name, one in zip(names, found, strict=True):
+        times = one.latency
+        if times is None:
+            table.add_row(escape(name), f"unavailable: {escape(one.unavailable_because or '')}", *[""] * 7)
+            continue
+        figures = (times.median_ms, times.p90_ms, times.p95_ms, times.min_ms, times.std_ms, one.load_ms or 0.0)
+        table.add_row(
+            escape(name), *(f"{ms:.3f} ms" for ms in figures),
+            "" if one.peak_memory_bytes is None else _bytes(one.peak_memory_bytes), str(one.runs),
+        )  # fmt: skip
+    console.print(table)
+    for name, one in zip(names, found, strict=True):
+        console.print(f"[dim]{escape(name)}: {escape(_where(one))}[/]")
+        if one.per_op_unavailable_because:
+            console.print(f"- no operator profile: {escape(one.per_op_unavailable_because)}")
+        if one.per_op:
+            profile = _table("operator", "µs", "share", right=(1, 2))
+            for op in one.per_op:
+                profile.add_row(escape(op.name), f"{op.mean_us:.1f}", f"{op.share:.1%}")
+            console.print(profile)
+
+
+def print_comparison(found: Comparison) -> None:
+    """Prints models side by side; changes are against the first one."""
+    console = _console()
+    labelled = any(row.scores for row in found.rows)
+    table = _table(
+        "model", "parameters", "MACs", "file", "gzip", *(["score"] if labelled else []), "median", "against first",
+        right=range(1, 8),
+    )  # fmt: skip
+    first = found.rows[0].measurement.latency
+    for row in found.rows:
+        times = row.measurement.latency
+        speed = "" if times is None or first is None else f"{times.median_ms / first.median_ms:.2f} x"
+        score = [_headline(row.scores) if row.scores else ""] if labelled else []
+        name = f"{row.model} (as float32 .tflite)" if row.as_float_tflite else row.model
+        table.add_row(
+            escape(name), f"{row.parameters:,}", _count(row.macs), _bytes(row.size_bytes), _bytes(row.gzip_bytes),
+            *score, "unavailable" if times is None else f"{times.median_ms:.3f} ms", speed,
+        )  # fmt: skip
+    console.print(table)
+    console.print(f"[dim]{escape(found.machine)}; {escape(_where(found.rows[0].measurement))}; runs took turns[/]")
+
+
+def print_diagnoses(found: Diagnoses) -> None:
+    """Prints what works here, and the fix for what does not."""
+    console = _console()
+    console.print(f"[dim]{escape(found.machine)}[/]")
+    table = _table("", "what", "found", "for", "fix")
+    for one in found.found:
+        mark = "[green]yes[/]" if one.usable else "[yellow]no[/]"
+        table.add_row(mark, one.name, escape(one.detail), one.needed_for, escape(one.fix or ""))
+    console.print(table)
+
+
+def print_profiles(found: Iterable[Profile]) -> None:
+    """Prints one line a profile."""
+    table = _table("name", "device", "runs on", "schemes, best first")
+    for profile in found:
+        targets, schemes = ", ".join(profile.runtime.targets), ", ".join(profile.quantization.schemes)
+        table.add_row(profile.name, escape(profile.title), targets, schemes)
+    _console().print(table)
+
+
+def print_profile(profile: Profile) -> None:
+    """Prints all that a profile says."""
+    console = _console()
+    console.print(f"[bold]{profile.name}[/]: {escape(profile.title)}")
+    if profile.description:
+        console.print(escape(profile.description))
+    table = _table("field", "value")
+    for part in ("chip", "runtime", "quantization", "check", "limits", "package"):
+        for name, value in getattr(profile, part).model_dump(mode="json", exclude_none=True).items():
+            shown = ", ".join(value) if isinstance(value, list) else f"{value:,}" if isinstance(value, int) else value
+            table.add_row(f"{part}.{name}", escape(str(shown)))
+    console.print(table)
+    for source in profile.sources:
+        console.print(f"[dim]{escape(source.fact)}: {source.url}[/]")
+
+
+def _console() -> Console:
+    # In a file or a pipe the tables keep one width, so that they do not depend on a terminal.
+    return Console(
+        file=sys.stdout, highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else _WIDTH_OF_FILES
+    )
+
+
+def _table(*columns: str, right: Iterable[int] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    aligned = set(right)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index in aligned else "left", overflow="fold")
+    return table
+
+
+def _before_after(before: Variant, after: Variant) -> Iterable[tuple[str, str, str, str]]:
+    yield "parameters", f"{before.parameters:,}", f"{after.parameters:,}", _ratio(before.parameters, after.parameters)
+    yield "MACs", _count(before.macs), _count(after.macs), _ratio(before.macs, after.macs)
+    yield "file", _bytes(before.size_bytes), _bytes(after.size_bytes), _ratio(before.size_bytes, after.size_bytes)
+    yield "gzip", _bytes(before.gzip_bytes), _bytes(after.gzip_bytes), _ratio(before.gzip_bytes, after.gzip_bytes)
+    if before.scores is not None and after.scores is not None:
+        after_rows = dict(_score_rows(after.scores))
+        for name, value in _score_rows(before.scores):
+            yield name, value, after_rows[name], _score_change(name, before.scores, after.scores)
+    first, second = before.measurement, after.measurement
+    if first is not None and second is not None and first.latency is not None and second.latency is not None:
+        old, new = first.latency.median_ms, second.latency.median_ms
+        yield f"latency, {first.threads} thread(s)", f"{old:.3f} ms", f"{new:.3f} ms", _ratio(old, new)
+
+
+def _score_rows(scores: Scores) -> Iterable[tuple[str, str]]:
+    if scores.accuracy is not None:
+        yield "accuracy (top-1)", f"{scores.accuracy:.2%}"
+    if scores.top5_accuracy is not None:
+        yield "top-5", f"{scores.top5_accuracy:.2%}"
+    if scores.mse is not None and scores.mae is not None:
+        yield "mean squared error", f"{scores.mse:.6g}"
+        yield "mean absolute error", f"{scores.mae:.6g}"
+
+
+def _score_change(name: str, before: Scores, after: Scores) -> str:
+    if name.startswith("accuracy") and before.accuracy is not None and after.accuracy is not None:
+        return f"{100 * (after.accuracy - before.accuracy):+.2f} points"
+    return ""
+
+
+def _headline(scores: Scores) -> str:
+    return f"{scores.accuracy:.2%}" if scores.accuracy is not None else f"MAE {scores.mae:.4g}"
+
+
+def _verified_line(verified: Verified) -> str:
+    parts = []
+    for output in verified.outputs:
+        snr = "identical" if output.snr_db is None else f"{output.snr_db:.1f} dB SNR"
+        same = "" if output.top1_agreement is None else f", {output.top1_agreement:.2%} same answers"
+        parts.append(f"{escape(output.name)} {snr}{same}")
+    return f"verified against the float model on {verified.samples} {verified.kind} samples: {'; '.join(parts)}"
+
+
+def _print_audit(console: Console, audit: CalibrationAudit) -> None:
+    ranges = "; ".join(
+        f"{escape(one.name)} {one.minimum:g} to {one.maximum:g}, mean {one.mean:.3g}" for one in audit.inputs
+    )
+    labels = f", {len(audit.labels)} classes" if audit.labels else ""
+    fit = (
+        "" if audit.mismatch is None else f"; distance from training statistics {audit.mismatch:.2f} (below 1 is usual)"
+    )
+    console.print(f"calibrated on {audit.samples} samples{labels}: {ranges}{fit}")
+    for finding in audit.findings:
+        mark = "[bold yellow]WARNING[/]" if finding.level == "warning" else "-"
+        fix = f" [bold]Fix:[/] {escape(finding.fix)}" if finding.fix else ""
+        console.print(f"{mark} {escape(finding.text)}.{fix}")
+
+
+def _print_artifact(console: Console, found: Artifact) -> None:
+    console.print(f"[bold]{escape(found.path.name)}[/]: {_bytes(found.size_bytes)}, {_bytes(found.gzip_bytes)} as gzip")
+    for side, tensors in (("input", found.signature.inputs), ("output", found.signature.outputs)):
+        for name, tensor in tensors.items():
+            scale = "" if tensor.scale is None else f", scale {tensor.scale:g}, zero point {tensor.zero_point}"
+            console.print(f"{side} {escape(name)}: {tensor.dtype} {list(tensor.shape)}{scale}")
+    table = _table("", "operator", "output", "type", "parameters", "MACs", "bytes", right=(0, 4, 5, 6))
+    many = len({op.subgraph for op in found.ops}) > 1
+    for op in found.ops:
+        number = f"{op.subgraph}.{op.index}" if many else str(op.index)
+        shape = "" if op.output_shape is None else str(list(op.output_shape))
+        table.add_row(
+            number, escape(op.name), escape(shape), op.output_dtype or "", f"{op.parameters:,}", _count(op.macs),
+            f"{op.weight_bytes:,}",
+        )  # fmt: skip
+    console.print(table)
+    note = f" ({escape(found.macs_note)})" if found.macs_note else ""
+    console.print(f"total: {found.parameters:,} parameters, {_count(found.macs)} MACs{note}")
+    if found.min_runtime_version:
+        console.print(f"needs TensorFlow Lite {escape(found.min_runtime_version)} or later")
+
+
+def _print_summary(console: Console, found: ModelSummary) -> None:
+    title = found.path.name if found.path is not None else "model in memory"
+    console.print(f"[bold]{escape(title)}[/] ({found.format})")
+    for side, tensors in (("input", found.inputs), ("output", found.outputs)):
+        for name, (shape, dtype) in tensors.items():
+            console.print(f"{side} {escape(name)}: {dtype} {_shape(shape)}")
+    table = _table("layer", "kind", "output", "type", "parameters", "MACs", "bytes", right=(4, 5, 6))
+    for layer in found.layers:
+        table.add_row(
+            escape(layer.name), layer.kind, _shape(layer.output_shape), layer.dtype,
+            f"{layer.parameters:,}", _count(layer.macs), f"{layer.bytes:,}",
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        f"total: {found.parameters:,} parameters, {_count(found.macs)} MACs, {_bytes(found.bytes)} of weights"
+    )
+    for name in found.not_counted:
+        console.print(f"- MACs not counted: {escape(name)}")
+
+
+def _shape(shape: Sequence[int | None]) -> str:
+    return escape("[" + ", ".join("?" if size is None else str(size) for size in shape) + "]")
+
+
+def _where(measurement: Measurement) -> str:
+    ran = measurement.ran_on
+    if ran is None:
+        return f"{measurement.kind}"
+    runtime = f"{ran.runtime} {ran.runtime_version or ''}".strip()
+    return f"{measurement.kind} on {ran.processor}: {runtime}, {ran.delegate}, {measurement.threads} thread(s)"
+
+
+def _size_of(size: int | None) -> str:
+    return "" if size is None else f", {_bytes(size)}"
+
+
+def _bytes(size: int) -> str:
+    """Kilobytes of 1,000 bytes, as file managers and app stores count."""
+    return f"{size:,} B" if size < 1000 else f"{size / 1000:,.1f} kB" if size < 10_000_000 else f"{size / 1e6:,.1f} MB"  # noqa: PLR2004 (units)
+
+
+def _count(number: int | None) -> str:
+    return "unknown" if number is None else f"{number:,}"
+
+
+def _ratio(before: float | None, after: float | None) -> str:
+    return "" if not before or after is None else f"{after / before:.2f} x"
