@@ -49,7 +49,7 @@ def quantize(
         source: A float .tflite file with one signature.
         destination: The file to write.
         job: What to make of it.
-        calibration: Samples that set the ranges of the activations; needed by `int8` and `int16x8`.
+        calibration: Samples that set the ranges of the activations; needed by `int8`, `int16x8` and GPTQ.
         threads: Threads of the calibration runs.
         progress: Called with (samples done, samples).
 
@@ -66,7 +66,7 @@ def quantize(
         "input_type": io_type(job.scheme, job.input_type).value,
         "output_type": io_type(job.scheme, job.output_type).value,
         "threads": threads,
-        "calibration": _write_samples(calibration, source.parent) if job.scheme.needs_calibration else {},
+        "calibration": _write_samples(calibration, source.parent, job) if _needs_samples(job) else {},
     }
     with Child("edgecompress.converters.ptq_child") as child:
         outcome, result = child.run(message, time_limit_s=_TIME_LIMIT_S, progress=progress)
@@ -96,9 +96,14 @@ def io_type(scheme: QuantizationScheme, wanted: IoType) -> IoType:
     return IoType.UINT8 if wanted is IoType.UINT8 else IoType.INT8
 
 
-def _write_samples(calibration: Dataset | None, folder: Path) -> dict[str, str]:
+def _needs_samples(job: QuantizationJob) -> bool:
+    gptq = job.algorithm is Algorithm.GPTQ and job.scheme is not QuantizationScheme.FLOAT16  # float16 only casts
+    return gptq or job.scheme.needs_calibration
+
+
+def _write_samples(calibration: Dataset | None, folder: Path, job: QuantizationJob) -> dict[str, str]:
     if calibration is None:
-        raise ConversionError("full integer quantization needs calibration samples", fix="pass --data")
+        raise ConversionError(f"{job.scheme} by {job.algorithm} needs calibration samples", fix="pass --data")
     files = {}
     for index, (name, array) in enumerate(calibration.inputs.items()):
         file = folder / f"calibration_{index}.npy"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from litert_quantizer import algorithm_manager, qtyping, quantizer
 from litert_quantizer.calibrator import CalibrationMode, Calibrator
 from litert_quantizer.recipe_manager import RecipeManager
+from litert_quantizer.utils import qsv_utils
 
 from edgecompress.isolate import Progress, serve_one_job
 from edgecompress.schemes import Algorithm, Granularity, IoType, QuantizationScheme
@@ -23,9 +25,7 @@ _ALGORITHMS = {
     Algorithm.OCTAV: _Name.OCTAV,
     Algorithm.GPTQ: _Name.GPTQ,
 }
-_WEIGHTED = (
-    _Op.FULLY_CONNECTED, _Op.CONV_2D, _Op.DEPTHWISE_CONV_2D, _Op.CONV_2D_TRANSPOSE, _Op.EMBEDDING_LOOKUP,
-)  # fmt: skip
+_WEIGHTED = (_Op.FULLY_CONNECTED, _Op.CONV_2D, _Op.DEPTHWISE_CONV_2D, _Op.CONV_2D_TRANSPOSE)
 
 
 def quantize_file(job: dict[str, Any], progress: Progress) -> dict[str, Any]:
@@ -34,8 +34,8 @@ def quantize_file(job: dict[str, Any], progress: Progress) -> dict[str, Any]:
     try:
         recipe = _recipe(job)
         tool = quantizer.Quantizer(content, recipe.get_quantization_recipe())
-        ranges = _calibrate(content, recipe, job, progress) if job["calibration"] else None
-        result = tool.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+        statistics = _calibrate(content, recipe, job, progress) if job["calibration"] else None
+        result = tool.quantize(statistics, enable_progress_bar=False, enable_progress_report=False)
     except Exception as error:  # noqa: BLE001 (the library raises many kinds for what it cannot quantize)
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
     Path(job["destination"]).write_bytes(bytes(result.quantized_model))
@@ -54,15 +54,14 @@ def _recipe(job: dict[str, Any]) -> RecipeManager:
         )
         recipe.add_quantization_config(_ALL, _Op.ALL_SUPPORTED, config, _Name.FLOAT_CASTING)
         return recipe
-    _add(recipe, scheme, _Op.ALL_SUPPORTED, _Name.MIN_MAX_UNIFORM_QUANT, qtyping.QuantGranularity.CHANNELWISE)
-    per_tensor = Granularity(job["dense"]) is Granularity.PER_TENSOR
-    # An algorithm that does not know an operator leaves it to min-max, rather than in float.
-    known = algorithm_manager.get_supported_ops(algorithm)
-    for op in _WEIGHTED:
-        tensorwise = per_tensor and op is _Op.FULLY_CONNECTED
-        if op in known and (tensorwise or algorithm is not _Name.MIN_MAX_UNIFORM_QUANT):
-            granularity = qtyping.QuantGranularity.TENSORWISE if tensorwise else qtyping.QuantGranularity.CHANNELWISE
-            _add(recipe, scheme, op, algorithm, granularity)
+    per_channel, per_tensor = qtyping.QuantGranularity.CHANNELWISE, qtyping.QuantGranularity.TENSORWISE
+    dense = per_tensor if Granularity(job["dense"]) is Granularity.PER_TENSOR else per_channel
+    _add(recipe, scheme, _Op.ALL_SUPPORTED, _Name.MIN_MAX_UNIFORM_QUANT, per_channel)
+    _add(recipe, scheme, _Op.FULLY_CONNECTED, _Name.MIN_MAX_UNIFORM_QUANT, dense)
+    for op in _WEIGHTED if algorithm is not _Name.MIN_MAX_UNIFORM_QUANT else ():
+        # An algorithm that does not take an operator, or not with these bits, leaves it to min-max, not in float.
+        with contextlib.suppress(ValueError):
+            _add(recipe, scheme, op, algorithm, dense if op is _Op.FULLY_CONNECTED else per_channel)
     if scheme.needs_calibration:
         for op, kind in ((_Op.INPUT, job["input_type"]), (_Op.OUTPUT, job["output_type"])):
             _set_border(recipe, op, IoType(kind))
@@ -95,17 +94,30 @@ def _set_border(recipe: RecipeManager, op: Any, kind: IoType) -> None:
 
 
 def _calibrate(content: bytes, recipe: RecipeManager, job: dict[str, Any], progress: Progress) -> Any:
-    # GPTQ needs the activations themselves; for all else the runtime's own profiler finds the ranges, much sooner.
-    gptq = Algorithm(job["algorithm"]) is Algorithm.GPTQ
-    mode = CalibrationMode.CALIBRATION_PRESERVE_ALL_TENSORS if gptq else CalibrationMode.CALIBRATION_PROFILER_BASED
-    calibrator = Calibrator(content, num_threads=job["threads"], mode=mode)
+    """Returns the ranges of the activations and, for GPTQ, the second moments of what matrix products take in."""
+    scheme = QuantizationScheme(job["scheme"])
+    runs: list[tuple[RecipeManager, CalibrationMode, Any]] = []
+    if scheme.needs_calibration:
+        # The runtime's own profiler is much the quickest. The library's default, a moving average over single samples,
+        # would cut off what only some samples reach: the range of a regression's output would shrink to its mean.
+        runs.append((recipe, CalibrationMode.CALIBRATION_PROFILER_BASED, qsv_utils.min_max_update))
+    if Algorithm(job["algorithm"]) is Algorithm.GPTQ:
+        # A recipe of its own: in one with other operators, the one before a matrix product would hide its input.
+        only = RecipeManager()
+        _add(only, scheme, _Op.FULLY_CONNECTED, _Name.GPTQ, qtyping.QuantGranularity.CHANNELWISE)
+        runs.append((only, CalibrationMode.CALIBRATION_PRESERVE_ALL_TENSORS, qsv_utils.gptq_and_moving_average_update))
     inputs = {name: np.load(file, mmap_mode="r") for name, file in job["calibration"].items()}
     samples = len(next(iter(inputs.values())))
-    for index in range(samples):
-        sample = {name: np.ascontiguousarray(array[index : index + 1]) for name, array in inputs.items()}
-        calibrator.calibrate({_SIGNATURE_KEY: [sample]}, recipe)
-        progress(index + 1, samples)
-    return calibrator.get_model_qsvs()
+    statistics: dict[str, Any] = {}
+    for number, (operators, mode, update) in enumerate(runs):
+        calibrator = Calibrator(content, num_threads=job["threads"], mode=mode, qsv_update_func=update)
+        for index in range(samples):
+            sample = {name: np.ascontiguousarray(array[index : index + 1]) for name, array in inputs.items()}
+            calibrator.calibrate({_SIGNATURE_KEY: [sample]}, operators)
+            progress(number * samples + index + 1, len(runs) * samples)
+        for tensor, found in calibrator.get_model_qsvs().items():
+            statistics[tensor] = {**found, **statistics.get(tensor, {})}  # the range of the first run is the whole one
+    return statistics
 
 
 if __name__ == "__main__":

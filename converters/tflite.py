@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from edgecompress.data import InputSpec
 from edgecompress.errors import ConversionError
 from edgecompress.flatbuffer import Signature, with_metadata
 from edgecompress.isolate import Child, Outcome
-from edgecompress.models import LoadedModel
+from edgecompress.models import LoadedModel, flatten_layers
 
 _TIME_LIMIT_S = 1800.0
 _SIGNATURE_KEY = "serving_default"
@@ -33,13 +33,15 @@ class FrozenGraph:
         inputs: Graph tensor name of each signature input.
         outputs: Graph tensor name of each signature output.
         model_name: What errors call it.
-        recurrent_layers: Names of its recurrent layers, which errors point at.
+        layers: Names of its layers, by which errors point at the graph; empty for a SavedModel.
+        recurrent_layers: Those of them that are recurrent.
     """
 
     graph_def: bytes
     inputs: dict[str, str]
     outputs: dict[str, str]
     model_name: str
+    layers: tuple[str, ...] = ()
     recurrent_layers: tuple[str, ...] = ()
 
 
@@ -52,21 +54,50 @@ def freeze_graph(model: LoadedModel, fixed: Sequence[InputSpec]) -> FrozenGraph:
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    name = str(model.path or getattr(model.model, "name", "model"))
+    name = model.name
     signature = [tf.TensorSpec(spec.shape, spec.dtype, name=f"input_{i}") for i, spec in enumerate(fixed)]
+    layers = tuple(layer.name for layer in flatten_layers(model.model)) if model.is_keras else ()
     try:
         traced = tf.function(model.call, input_signature=signature, autograph=False).get_concrete_function()
+        _refuse_changing_variables(traced, name, layers)
         frozen = convert_variables_to_constants_v2(traced, lower_control_flow=False)
-    except Exception as error:  # noqa: BLE001 (a user's layer may raise anything while it is traced)
+    except ConversionError:
+        raise
+    except Exception as error:
         text = " ".join(str(error).split())[:300]
-        raise ConversionError(f"the model cannot be traced at fixed shapes: {text}", where=name) from error
+        raise ConversionError(f"the model cannot be traced at fixed shapes: {text}", where=model.name) from error
     return FrozenGraph(
         frozen.graph.as_graph_def().SerializeToString(deterministic=True),
         {spec.name: tensor.name for spec, tensor in zip(fixed, frozen.inputs, strict=True)},
         {output: tensor.name for output, tensor in zip(model.outputs, frozen.outputs, strict=True)},
         name,
+        layers,
         model.recurrent_layers(),
     )
+
+
+def _refuse_changing_variables(traced: Any, name: str, layers: Sequence[str]) -> None:
+    definition = traced.graph.as_graph_def()
+    nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
+    changing = sorted(
+        {_layer_of(node.name, layers) for node in nodes if node.op.startswith(("Assign", "ResourceScatter"))}
+    )
+    if changing:
+        raise ConversionError(
+            f"the model changes its own variables while it runs (in {', '.join(changing[:5])}), which a .tflite file "
+            "made here cannot", where=name,
+            fix="build the layer with stateful=False, or pass its state in and out of the model",
+        )  # fmt: skip
+
+
+def _layer_of(node: str, layers: Sequence[str]) -> str:
+    """Returns the layer that a graph node belongs to; tracing may have numbered the layer's name once more."""
+    parts = node.split("/")
+    for part in reversed(parts[:-1]):
+        for name in (part, re.sub(r"_\d+$", "", part)):
+            if name in layers:
+                return name
+    return parts[-2] if len(parts) > 1 else node
 
 
 class FloatConverter:
@@ -123,14 +154,19 @@ def _crash(graph: FrozenGraph, outcome: Outcome) -> ConversionError:
 
 
 def _refusal(graph: FrozenGraph, text: str) -> ConversionError:
-    """Names the layers that the converter's diagnostics point at."""
-    places = sorted({match.split("/")[-2] if "/" in match else match for match in re.findall(r'loc\("([^"]+)"', text)})
-    flex = sorted(set(re.findall(r"tf\.(\w+)", text)))
-    what = "the TensorFlow Lite converter refused it"
-    if flex:
-        what = f"TensorFlow Lite has no operator for {', '.join(flex[:5])}"
-    if places:
-        what += f" (in {', '.join(places[:5])})"
-    if not flex:
-        what += f": {' '.join(text.split())[:300]}"
-    return ConversionError(what, where=graph.model_name, fix="replace these layers with ones that TensorFlow Lite knows")
+    """Names the operators that TensorFlow Lite lacks, and the layers that they come from."""
+    missing = sorted(set(re.findall(r"'tf\.(\w+)' op is neither a custom op nor a flex op", text)))
+    if not missing:
+        first = next((line for line in text.splitlines() if "error:" in line), text)
+        return ConversionError(
+            f"the TensorFlow Lite converter refused it: {' '.join(first.split())[:300]}", where=graph.model_name,
+            fix="replace the layer that it names",
+        )  # fmt: skip
+    nodes = re.findall(r'"([^"]+)"\]?\): \'tf\.', text)
+    places = sorted({_layer_of(node, graph.layers) for node in nodes})
+    inside = f" (in {', '.join(places[:5])})" if places else ""
+    return ConversionError(
+        f"TensorFlow Lite has no operator for {', '.join(missing[:5])}{inside}",
+        where=graph.model_name,
+        fix="replace these layers with ones that TensorFlow Lite knows",
+    )

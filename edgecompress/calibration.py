@@ -18,7 +18,7 @@ from edgecompress.models import LoadedModel, flatten_layers
 _PROBE_SAMPLES = 64
 _PROBE_VALUES = 2_000_000  # a dozen photographs say enough, and more would take seconds
 _FEW_SAMPLES = 50
-_MISMATCH = 1.5  # mean or log-variance of activations off by this much (in standard deviations, nats) is suspicious
+_MISMATCH = 1.2  # mean or log-variance of activations off by this much (in standard deviations, nats) is suspicious
 _FAR_BETTER = 0.3  # another range must cut the mismatch to this share before it is proposed
 _LARGE_VALUES = 32.0  # an image model without a scaling layer is hardly ever trained on such values
 _IMAGE_RANK = 4
@@ -188,7 +188,7 @@ def _first_batch_norm(model: LoadedModel) -> tuple[Any, Array, Array] | None:
 
     def run(inputs: Mapping[str, Array]) -> Array:
         arrays = [inputs[spec.name] for spec in model.inputs]
-        return np.asarray(submodel(arrays[0] if len(arrays) == 1 else arrays, training=False))
+        return np.asarray(submodel(arrays, training=False))
 
     return run, mean, variance
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgecompress.profiles import Profile
+from edgecompress.profiles import Profile, list_profiles, load_profile
 from edgecompress.recipes import Recipe
 
 _RECIPE_OPTIONS = {
@@ -45,7 +45,7 @@ def command_line(  # noqa: PLR0913 (each is one option of the command line)
         sizes = ",".join(str(size) for size in shape)
         words += ["--input-shape", f"{name}={sizes}" if name else sizes]
     if input_range is not None:
-        words += ["--input-range", ",".join(f"{bound:g}" for bound in input_range)]
+        words += ["--input-range", ",".join(str(bound) for bound in input_range)]
     for name, item in (custom_objects or {}).items():
         words += ["--custom-objects", f"{item.__module__}:{name}"]
     words += ["--unsafe"] if unsafe else []
@@ -75,4 +75,7 @@ def _path(item: object, kind: str) -> str:
 
 
 def _profile(profile: object) -> str:
-    return profile.name if isinstance(profile, Profile) else str(profile)
+    if not isinstance(profile, Profile):
+        return str(profile)
+    bundled = profile.name in list_profiles() and load_profile(profile.name) == profile
+    return profile.name if bundled else f"<profile {profile.name} in memory>"

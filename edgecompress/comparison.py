@@ -48,7 +48,7 @@ class Comparison(BaseModel):
     rows: tuple[Row, ...]
 
 
-def compare(
+def compare(  # noqa: PLR0913 (each is one option of the command line)
     models: Sequence[object],
     data: object = None,
     *,
@@ -81,10 +81,13 @@ def compare(
             _as_tflite(model, Path(scratch, str(index)), stack, input_shape, custom_objects, unsafe=unsafe)
             for index, model in enumerate(models)
         ]
-        scores, source = [None] * len(models), None
+        scores: list[Scores | None] = [None] * len(models)
+        source = None
         if data is not None:
             predictors = [
-                open_predictor(m, input_shape=input_shape, custom_objects=custom_objects, unsafe=unsafe, threads=threads)
+                open_predictor(
+                    m, input_shape=input_shape, custom_objects=custom_objects, unsafe=unsafe, threads=threads
+                )
                 for m in models
             ]
             for index, predictor in enumerate(predictors):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +11,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgecompress.errors import DataError, UnavailableError
+from edgecompress.errors import DataError
+from edgecompress.sources import (
+    CLASS_NAMES_KEY,
+    IMAGE_MODES,
+    call_python,
+    list_images,
+    plain_array,
+    read_image,
+    read_npy,
+    read_npz,
+)
 
 Array = npt.NDArray[Any]
 
-_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"})
 _LABEL_KEYS = ("y", "labels", "label")
-_CLASS_NAMES_KEY = "class_names"
 _FORMATS = "an .npz or .npy file, a folder of images, or python:module:function"
 
 
@@ -92,10 +97,13 @@ def load_data(
     """
     if isinstance(source, (str, os.PathLike)):
         text = os.fspath(source)
-        raw = _load_source(text, specs, max_samples=max_samples, seed=seed, unsafe=unsafe)
+        try:
+            raw = _load_source(text, specs, max_samples=max_samples, seed=seed, unsafe=unsafe)
+        except OSError as error:
+            raise DataError(f"cannot be read ({error.strerror})", where=text, fix=f"--data takes {_FORMATS}") from None
         dataset = replace(raw, source=text)
     else:
-        dataset = _from_object(source)
+        dataset = _from_object(source, "the data")
     return _fit(dataset, specs, input_range)
 
 
@@ -120,11 +128,16 @@ def apply_shapes(specs: Sequence[InputSpec], given: Mapping[str, Sequence[int]])
 def _apply_shape(spec: InputSpec, given: Sequence[int] | None) -> InputSpec:
     if given is None:
         return spec
-    sample = tuple(given[1:]) if len(given) == len(spec.shape) else tuple(given)
-    if not _shape_fits(sample, spec.sample_shape):
+    batch, sample = (given[0], tuple(given[1:])) if len(given) == len(spec.shape) else (1, tuple(given))
+    if not _shape_fits(sample, spec.sample_shape) or any(size is not None and size < 1 for size in sample):
         raise DataError(
             "--input-shape contradicts the model", where=spec.name, expected=spec.shape, received=tuple(given)
         )
+    if batch not in (1, None):
+        raise DataError(
+            "--input-shape has a batch, but a file runs one sample at a time", where=spec.name, received=tuple(given),
+            fix=f"leave the {batch} out",
+        )  # fmt: skip
     return replace(spec, shape=(spec.shape[0], *sample))
 
 
@@ -174,173 +187,82 @@ def split_samples(dataset: Dataset, *, calibration: int, held_out: int, seed: in
 
 def _choose(total: int, size: int, labels: Array | None, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     order = rng.permutation(total)
-    if labels is not None and labels.ndim == 1 and labels.dtype.kind in "iub":
-        # Taking the k-th sample of every class before any (k+1)-th keeps the classes' shares for every size.
-        classes = labels[order]
-        position = np.empty(total, np.float64)
-        for label in np.unique(classes):
-            members = np.flatnonzero(classes == label)
-            position[members] = (np.arange(len(members)) + 0.5) / len(members)
-        order = order[np.argsort(position, kind="stable")]
+    if labels is not None and labels.size == total and labels.dtype.kind in "iub":
+        # With each class spread evenly over the order, whatever is cut off its front has the classes' shares.
+        _, classes, counts = np.unique(labels.reshape(-1)[order], return_inverse=True, return_counts=True)
+        rank = np.empty(total, np.int64)
+        rank[np.argsort(classes, kind="stable")] = np.concatenate([np.arange(count) for count in counts])
+        order = order[np.argsort((rank + 0.5) / counts[classes], kind="stable")]
     return np.sort(order[:size])
 
 
-def _load_source(
-    text: str, specs: Sequence[InputSpec], *, max_samples: int | None, seed: int, unsafe: bool
-) -> Dataset:
+def _load_source(text: str, specs: Sequence[InputSpec], *, max_samples: int | None, seed: int, unsafe: bool) -> Dataset:
     if text.startswith("python:"):
-        return _from_object(_call_python(text))
-    name, _, part = text.partition("#")
+        return _from_object(call_python(text), text)
+    name, _, part = (text, "", "") if Path(text).exists() else text.partition("#")
     path = Path(name)
     if not path.exists():
         raise DataError("no such file or folder", where=name, fix=f"--data takes {_FORMATS}")
+    if part and path.suffix != ".npz":
+        raise DataError("only .npz files have parts", where=text, fix=f"write {name}")
     if path.is_dir():
         return _load_images(path, specs, max_samples, seed)
     if path.suffix == ".npz":
-        return _load_npz(path, part, unsafe)
+        return _from_mapping(read_npz(path, part, unsafe=unsafe))
     if path.suffix == ".npy":
-        return Dataset({"": _load_array_file(path, unsafe)})
+        return Dataset({"": read_npy(path, unsafe=unsafe)})
     raise DataError("data of this kind cannot be read", where=name, expected=_FORMATS)
 
 
-def _load_array_file(path: Path, unsafe: bool) -> Any:
-    try:
-        # mmap keeps a large .npy out of memory; NumPy cannot map pickled objects.
-        return np.load(path, allow_pickle=unsafe, mmap_mode="r" if path.suffix == ".npy" and not unsafe else None)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(where: object, error: Exception) -> DataError:
-    if "pickle" in str(error):
-        return DataError(
-            "holds pickled objects, which can run code when they are read",
-            where=where,
-            fix="save plain number arrays (np.savez with numeric dtypes), or pass --unsafe if you trust the file",
-        )
-    return DataError(f"cannot be read ({error})", where=where, fix="save it again with np.save or np.savez")
-
-
-def _load_npz(path: Path, part: str, unsafe: bool) -> Dataset:
-    archive = _load_array_file(path, unsafe)
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise DataError("not an .npz archive", where=path, fix="save it with np.savez")
-    arrays = {}
-    with archive:
-        for key in archive.files:
-            try:
-                arrays[key] = archive[key]
-            except (ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
-                raise _unreadable(f"{path}[{key}]", error) from None
-    if part:
-        return _named_part(path, arrays, part)
-    if "x_train" in arrays or "x_test" in arrays:
-        raise DataError(
-            "holds a training and a test set", where=path, received=", ".join(arrays), fix=f"write {path}#test or #train"
-        )
-    return _from_mapping(arrays)
-
-
-def _named_part(path: Path, arrays: Mapping[str, Array], part: str) -> Dataset:
-    suffix = f"_{part}"
-    chosen = {key.removesuffix(suffix): array for key, array in arrays.items() if key.endswith(suffix)}
-    if not chosen:
-        raise DataError(f"has no arrays that end in {suffix!r}", where=path, received=", ".join(arrays))
-    return _from_mapping(chosen)
-
-
-def _call_python(text: str) -> object:
-    parts = text.split(":")
-    if len(parts) != 3:  # noqa: PLR2004 (python, module, function)
-        raise DataError("not of the form python:module:function", where=text)
-    _, module_name, function_name = parts
-    # A user's own script lies in the current folder, which an installed command does not search.
-    sys.path.insert(0, os.getcwd())
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except ImportError as error:
-        raise DataError(f"module {module_name!r} cannot be imported ({error})", where=text) from None
-    except AttributeError:
-        raise DataError(f"module {module_name!r} has no function {function_name!r}", where=text) from None
-    finally:
-        sys.path.pop(0)
-    try:
-        return function()
-    except Exception as error:  # noqa: BLE001 (the user's own function may raise anything)
-        raise DataError(f"the function raised {type(error).__name__}: {error}", where=text) from error
-
-
-def _from_object(source: object) -> Dataset:
+def _from_object(source: object, where: str) -> Dataset:
     if isinstance(source, Dataset):
         return source
     if isinstance(source, Mapping):
-        return _from_mapping({str(key): np.asarray(value) for key, value in source.items()})
-    if isinstance(source, (tuple, list)) and len(source) == 2:  # noqa: PLR2004 (samples and labels)
+        return _from_mapping({str(key): plain_array(value, f"{where}[{key}]") for key, value in source.items()})
+    if isinstance(source, tuple) and len(source) == 2 and not isinstance(source[0], tuple):  # noqa: PLR2004 (x and y)
         inputs, labels = source
-        inner = _from_object(inputs)
-        return replace(inner, labels=np.asarray(labels))
-    array = np.asarray(source)
-    if array.dtype == object:
-        raise DataError("not an array of numbers", expected="an array, a tuple (x, y), or a dict of arrays")
-    return Dataset({"": array})
+        return replace(
+            _from_object(inputs, where), labels=None if labels is None else plain_array(labels, f"{where}[y]")
+        )
+    return Dataset({"": plain_array(source, where)})
 
 
 def _from_mapping(arrays: Mapping[str, Array]) -> Dataset:
     rest = dict(arrays)
-    names = rest.pop(_CLASS_NAMES_KEY, None)
+    names = rest.pop(CLASS_NAMES_KEY, np.asarray([], str))
     label_keys = [key for key in _LABEL_KEYS if key in rest]
     labels = rest.pop(label_keys[0]) if label_keys else None
     if set(rest) == {"x"}:
         rest = {"": rest["x"]}
-    return Dataset(rest, labels, () if names is None else tuple(str(name) for name in names))
+    return Dataset(rest, labels, tuple(names.astype(str).reshape(-1).tolist()))
 
 
 def _load_images(folder: Path, specs: Sequence[InputSpec], max_samples: int | None, seed: int) -> Dataset:
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError:
-        raise UnavailableError("image folders need Pillow", fix='pip install "edgecompress[images]"') from None
+    height, width, channels = _image_size(folder, specs)
+    files, labels, class_names = list_images(folder)
+    chosen = np.arange(len(files))
+    if max_samples is not None and len(files) > max_samples:
+        chosen = _choose(len(files), max_samples, labels, np.random.default_rng(seed))
+    images = np.empty((len(chosen), height, width, channels), np.uint8)
+    for row, index in enumerate(chosen):
+        images[row] = read_image(files[index], (width, height), channels)
+    return Dataset({"": images}, None if labels is None else labels[chosen], class_names)
+
+
+def _image_size(folder: Path, specs: Sequence[InputSpec]) -> tuple[int, int, int]:
     if len(specs) != 1 or len(specs[0].shape) != 4:  # noqa: PLR2004 (batch, height, width, channels)
         raise DataError(
             "a folder of images fits only a model with one image input",
             where=folder,
             expected=", ".join(f"{spec.name}{spec.shape}" for spec in specs),
         )
-    _, height, width, channels = specs[0].shape
-    modes = {1: "L", 3: "RGB", 4: "RGBA"}
-    if height is None or width is None or channels not in modes:
+    height, width, channels = specs[0].sample_shape
+    if height is None or width is None or channels not in IMAGE_MODES:
         raise DataError(
             "the model does not say which size of image it takes", where=specs[0].name, received=specs[0].shape,
             fix="give --input-shape height,width,channels with 1, 3 or 4 channels",
         )  # fmt: skip
-    files, labels, class_names = _list_images(folder)
-    chosen = np.arange(len(files))
-    if max_samples is not None and len(files) > max_samples:
-        chosen = _choose(len(files), max_samples, labels, np.random.default_rng(seed))
-    images = np.empty((len(chosen), height, width, channels), np.uint8)
-    for row, index in enumerate(chosen):
-        try:
-            with Image.open(files[index]) as image:
-                pixels = image.convert(modes[channels]).resize((width, height), Image.Resampling.BILINEAR)
-        except (UnidentifiedImageError, OSError) as error:
-            raise DataError(f"not an image ({error})", where=files[index], fix="remove it or repair it") from None
-        images[row] = np.asarray(pixels, np.uint8).reshape(height, width, channels)
-    return Dataset({"": images}, None if labels is None else labels[chosen], class_names)
-
-
-def _list_images(folder: Path) -> tuple[list[Path], Array | None, tuple[str, ...]]:
-    def images_in(place: Path) -> list[Path]:
-        return sorted(file for file in place.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
-
-    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and images_in(entry))
-    if not classes:
-        files = images_in(folder)
-        if not files:
-            raise DataError("no images in this folder", where=folder, expected="class/image.png or image.png")
-        return files, None, ()
-    files = [file for place in classes for file in images_in(place)]
-    labels = np.repeat(np.arange(len(classes)), [len(images_in(place)) for place in classes])
-    return files, labels, tuple(place.name for place in classes)
+    return height, width, channels
 
 
 def _fit(dataset: Dataset, specs: Sequence[InputSpec], input_range: tuple[float, float] | None) -> Dataset:
@@ -359,9 +281,13 @@ def _fit(dataset: Dataset, specs: Sequence[InputSpec], input_range: tuple[float,
     fitted = {spec.name: _fit_array(arrays[spec.name], spec, input_range) for spec in specs}
     lengths = {name: len(array) for name, array in fitted.items()}
     if dataset.labels is not None:
-        lengths["labels"] = len(dataset.labels) if dataset.labels.ndim else 0
         if dataset.labels.dtype.kind not in "iubf":
-            raise DataError("labels are not numbers", where=dataset.source, received=dataset.labels.dtype)
+            raise DataError(
+                "labels are not numbers", where=dataset.source, received=dataset.labels.dtype,
+                fix="number the classes from 0, and save their names as class_names",
+            )  # fmt: skip
+        _refuse_not_finite(dataset.labels, "labels")
+        lengths["labels"] = len(dataset.labels) if dataset.labels.ndim else 0
     if len(set(lengths.values())) != 1:
         received = ", ".join(f"{name}: {length}" for name, length in lengths.items())
         raise DataError("arrays of different lengths", where=dataset.source, expected="one length", received=received)
@@ -371,40 +297,58 @@ def _fit(dataset: Dataset, specs: Sequence[InputSpec], input_range: tuple[float,
 def _fit_array(array: Array, spec: InputSpec, input_range: tuple[float, float] | None) -> Array:
     if array.dtype.kind not in "iubf":
         raise DataError("not an array of numbers", where=spec.name, expected=spec.dtype, received=array.dtype)
+    sample, wanted = array.shape[1:], spec.sample_shape
     if array.ndim == 0 or array.size == 0:
-        raise DataError("there are no samples", where=spec.name, received=f"an array of shape {array.shape}")
-    sample = array.shape[1:]
-    if not _shape_fits(sample, spec.sample_shape) and _shape_fits((*sample, 1), spec.sample_shape):
+        raise DataError("there are no samples", where=spec.name, expected=("samples", *wanted), received=array.shape)
+    if wanted[-1:] == (1,) and _shape_fits(sample, wanted[:-1]):
         array = array[..., None]  # grey images are often stored without their channel
-    elif not _shape_fits(sample, spec.sample_shape):
+    elif not _shape_fits(sample, wanted):
         fix = "the first axis counts the samples"
-        if _shape_fits(array.shape, spec.sample_shape):
+        if _shape_fits(array.shape, wanted):
             fix = "this is one sample without the samples axis: add it with x[None]"
-        expected = ("samples", *spec.sample_shape)
-        raise DataError("wrong shape", where=spec.name, expected=expected, received=array.shape, fix=fix)
-    if array.dtype.kind == "f":
-        bad = ~np.isfinite(array)
-        if bad.any():
-            first = int(np.argwhere(bad)[0][0])
-            raise DataError(
-                f"{int(bad.sum())} values are NaN or infinite, the first in sample {first}",
-                where=spec.name, fix="remove or repair these samples",
-            )  # fmt: skip
-    return _cast(array, spec, input_range)
+        raise DataError("wrong shape", where=spec.name, expected=("samples", *wanted), received=array.shape, fix=fix)
+    _refuse_not_finite(array, spec.name)
+    return _cast(array, spec) if input_range is None else _map_range(array, spec, input_range)
 
 
-def _cast(array: Array, spec: InputSpec, input_range: tuple[float, float] | None) -> Array:
+def _refuse_not_finite(array: Array, name: str) -> None:
+    if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
+        first = int(np.argwhere(~finite)[0][0]) if array.ndim else 0
+        raise DataError(
+            f"{int((~finite).sum())} values are NaN or infinite, the first in sample {first}",
+            where=name, fix="remove or repair these samples",
+        )  # fmt: skip
+
+
+def _cast(array: Array, spec: InputSpec) -> Array:
     wanted = np.dtype(spec.dtype)
-    if input_range is not None:
-        if array.dtype != np.uint8:
-            raise DataError("--input-range maps 8-bit samples", where=spec.name, expected="uint8", received=array.dtype)
-        low, high = input_range
-        return (low + array.astype(np.float32) * ((high - low) / 255)).astype(wanted)
-    if wanted.kind in "iu" and array.dtype.kind == "f" and not np.array_equal(array, np.round(array)):
-        raise DataError("wrong dtype", where=spec.name, expected=f"integers ({wanted})", received=array.dtype)
     if array.dtype == wanted:
         return array
-    return array.astype(wanted)
+    with np.errstate(invalid="ignore", over="ignore"):  # looked at below
+        cast = array.astype(wanted)
+    lost = cast != array if wanted.kind in "iub" else ~np.isfinite(cast)
+    if lost.any():
+        raise DataError(
+            "wrong dtype, or values that it cannot hold", where=spec.name, expected=wanted,
+            received=f"{array.dtype}, {array[lost][0]!s} in sample {int(np.argwhere(lost)[0][0])}",
+            fix="round, scale or clip the samples",
+        )  # fmt: skip
+    return cast
+
+
+def _map_range(array: Array, spec: InputSpec, input_range: tuple[float, float]) -> Array:
+    wanted = np.dtype(spec.dtype)
+    if array.dtype != np.uint8:
+        raise DataError(
+            "--input-range maps 8-bit samples", where=spec.name, expected="uint8", received=array.dtype,
+            fix="leave it out, or save the samples as they were before scaling",
+        )  # fmt: skip
+    if wanted.kind in "iub":
+        raise DataError(
+            "--input-range maps to fractions", where=spec.name, expected="an input of floats", received=wanted,
+            fix="leave it out: this input takes the samples as they are",
+        )  # fmt: skip
+    return np.linspace(*input_range, 256, dtype=wanted)[array]
 
 
 def _shape_fits(shape: Sequence[int | None], wanted: Sequence[int | None]) -> bool:

@@ -7,7 +7,6 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -52,33 +51,31 @@ class Diagnoses(BaseModel):
 
 
 def diagnose() -> Diagnoses:
-    """Looks for everything that EdgeCompress can use. Delegates are tried in child processes; nothing is imported here."""
+    """Looks for everything that EdgeCompress can use; delegates are tried in child processes, nothing is imported."""
     found = (*_packages(), *_delegates(), *_tools())
     return Diagnoses(machine=describe_machine(), found=found)
 
 
 _CONVERT = 'pip install "edgecompress[convert]"'
-_PACKAGES: tuple[tuple[str, str, Literal["conversion", "runtime"], str, str], ...] = (
-    ("tensorflow", "tensorflow", "conversion", "convert, and reading Keras models", _CONVERT),
-    ("keras", "keras", "conversion", "convert, and reading Keras models", _CONVERT),
-    ("tf-keras", "tf_keras", "conversion", "models saved by Keras 2", _CONVERT),
-    ("litert-quantizer", "litert_quantizer", "conversion", "quantized files", _CONVERT),
-    ("pillow", "PIL", "conversion", "image folders as data", 'pip install "edgecompress[images]"'),
-    ("ai-edge-litert", "ai_edge_litert", "runtime", "running .tflite files", "pip install ai-edge-litert"),
-    ("tflite-runtime", "tflite_runtime", "runtime", "running .tflite files as old devices do",
+_PACKAGES: tuple[tuple[str, Literal["conversion", "runtime"], str, str], ...] = (
+    ("tensorflow", "conversion", "convert, and reading Keras models", _CONVERT),
+    ("keras", "conversion", "convert, and reading Keras models", _CONVERT),
+    ("tf-keras", "conversion", "models saved by Keras 2", _CONVERT),
+    ("litert-quantizer", "conversion", "quantized files", _CONVERT),
+    ("pillow", "conversion", "image folders as data", 'pip install "edgecompress[images]"'),
+    ("ai-edge-litert", "runtime", "running .tflite files", "pip install ai-edge-litert"),
+    ("tflite-runtime", "runtime", "running .tflite files as old devices do",
      'pip install "edgecompress[tflite-runtime]" in an environment of its own (it needs numpy < 2)'),
-    ("tflite-micro", "tflite_micro", "runtime", "running files as microcontrollers do",
-     'pip install "edgecompress[micro]"'),
+    ("tflite-micro", "runtime", "running files as microcontrollers do", 'pip install "edgecompress[micro]"'),
 )  # fmt: skip
 
 
 def _packages() -> Iterator[Diagnosis]:
-    for name, module, group, needed_for, fix in _PACKAGES:
-        installed = find_spec(module) is not None
-        detail = (version_of(name) or "version unknown") if installed else "not installed"
+    for name, group, needed_for, fix in _PACKAGES:
+        version = version_of(name)
         yield Diagnosis(
-            name=name, group=group, usable=installed, detail=detail, needed_for=needed_for,
-            fix=None if installed else fix,
+            name=name, group=group, usable=version is not None, detail=version or "not installed",
+            needed_for=needed_for, fix=None if version is not None else fix,
         )  # fmt: skip
 
 
@@ -117,7 +114,7 @@ _DELEGATE_HELP = {
 
 def _delegates() -> Iterator[Diagnosis]:
     for name, probe in _PROBES.items():
-        outcome = run_command([sys.executable, "-c", probe], time_limit_s=_PROBE_LIMIT_S)
+        outcome = run_command([sys.executable, "-P", "-c", probe], time_limit_s=_PROBE_LIMIT_S)
         usable, detail = False, ""
         if outcome.returncode == 0:
             answer = json.loads(outcome.stdout.strip().splitlines()[-1])
@@ -156,12 +153,17 @@ _TOOLS = (
 def _tools() -> Iterator[Diagnosis]:
     for name, arguments, needed_for, fix in _TOOLS:
         path = shutil.which(name)
-        detail, usable = "not on the PATH", False
-        if path is not None:
-            outcome = run_command([path, *arguments], time_limit_s=_PROBE_LIMIT_S)
-            usable = outcome.returncode == 0
-            said = (outcome.stdout or outcome.stderr).strip().splitlines()
-            detail = said[0] if usable and said else f"{path} {outcome.how_it_ended}"
+        usable, detail = (False, "not on the PATH") if path is None else _try_tool(path, arguments)
         yield Diagnosis(
             name=name, group="tool", usable=usable, detail=detail, needed_for=needed_for, fix=None if usable else fix
         )
+
+
+def _try_tool(path: str, arguments: tuple[str, ...]) -> tuple[bool, str]:
+    try:
+        outcome = run_command([path, *arguments], time_limit_s=_PROBE_LIMIT_S)
+    except OSError as error:  # e.g. built for another processor
+        return False, f"{path} cannot be started ({error.strerror})"
+    usable = outcome.returncode == 0
+    said = (outcome.stdout or outcome.stderr).strip().splitlines()
+    return usable, said[0] if usable and said else f"{path} {outcome.how_it_ended}"

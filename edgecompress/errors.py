@@ -57,10 +57,8 @@ class EdgeCompressError(Exception):
             parts.append(f"expected {self.expected}")
         if self.received is not None:
             parts.append(f"received {self.received}")
-        line = "; ".join(parts)
-        if self.fix is not None:
-            line = f"{line}. Fix: {self.fix}"
-        return " ".join(line.split())
+        line = "; ".join(" ".join(part.split()) for part in parts)
+        return line if self.fix is None else f"{line}. Fix: {' '.join(self.fix.split())}"
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments are not restored by Exception's own pickling, which child processes rely on.

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 Progress = Callable[[int, int], None]
 
@@ -44,7 +44,7 @@ class Outcome:
 
     @property
     def how_it_ended(self) -> str:
-        """A phrase for an error: 'crashed (SIGSEGV)', 'was ended after its time limit', 'ended with exit code 1'."""
+        """A phrase for an error: 'crashed (SIGSEGV)', 'was ended at its time limit', 'ended with exit code 1'."""
         if self.timed_out:
             return "was ended at its time limit"
         if self.crashed:
@@ -73,14 +73,8 @@ class Child:
     """
 
     def __init__(self, module: str, *, environment: dict[str, str] | None = None) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **(environment or {})},
-            start_new_session=True,
-        )
+        # -P: files in the current folder must not stand in for modules of the same name.
+        self._process = _start([sys.executable, "-P", "-m", module], environment)
 
     def __enter__(self) -> Self:
         return self
@@ -92,7 +86,8 @@ class Child:
 
     def close(self) -> None:
         """Ends the process if it still runs."""
-        _end(self._process)
+        if self._process.poll() is None:
+            _end(self._process)
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             if stream is not None:
                 with contextlib.suppress(OSError):
@@ -106,7 +101,7 @@ class Child:
         Args:
             job: Anything that JSON can say; large data goes through files.
             time_limit_s: Seconds after which the child is ended.
-            progress: Called with (done, total).
+            progress: Called with (done, total); what it raises ends the child and is raised here.
 
         Returns:
             How the child ended, and its result, or None if it ended without one.
@@ -131,16 +126,13 @@ class Child:
 def run_command(
     command: Sequence[str | Path], *, time_limit_s: float, environment: dict[str, str] | None = None
 ) -> Outcome:
-    """Runs a command to its end, with its output captured."""
-    process = subprocess.Popen(
-        [str(part) for part in command],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, **(environment or {})},
-        start_new_session=True,
-    )
-    return _wait(process, "", time_limit_s, lambda _line: False)
+    """Runs a command to its end, with its output captured.
+
+    Raises:
+        OSError: The command cannot be started.
+    """
+    with _start(command, environment) as process:
+        return _wait(process, "", time_limit_s, lambda _line: False)
 
 
 def serve_one_job(work: Callable[[dict[str, Any], Progress], dict[str, Any]]) -> None:
@@ -169,31 +161,55 @@ def _exit_with_parent() -> None:
 
 
 def _parse_message(line: str) -> dict[str, Any] | None:
-    if not line.startswith("\x1e"):
+    # Native code may have left an unfinished line before it.
+    _, mark, body = line.rpartition("\x1e")
+    if not mark:
         return None
-    message: dict[str, Any] = json.loads(line[1:])
+    message: dict[str, Any] = json.loads(body)
     return message
+
+
+def _start(command: Sequence[str | Path], environment: dict[str, str] | None) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [str(part) for part in command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **(environment or {})},
+        start_new_session=True,
+    )
 
 
 def _wait(process: subprocess.Popen[bytes], text: str, time_limit_s: float, listen: Callable[[str], bool]) -> Outcome:
     printed: list[str] = []
     complained: list[str] = []
+    failures: list[Exception] = []
 
-    def read_stdout() -> None:
-        assert process.stdout is not None  # noqa: S101 (opened as a pipe above)
-        for raw in process.stdout:
-            line = raw.decode("utf-8", "replace")
-            if not listen(line):
-                printed.append(line)
+    def hear(line: str) -> None:
+        if not listen(line):
+            printed.append(line)
 
-    def read_stderr() -> None:
-        assert process.stderr is not None  # noqa: S101 (opened as a pipe above)
-        complained.extend(raw.decode("utf-8", "replace") for raw in process.stderr)
+    def read(stream: IO[bytes] | None, take: Callable[[str], None]) -> None:
+        try:
+            for raw in stream or ():
+                take(raw.decode("utf-8", "replace"))
+        except Exception as error:  # noqa: BLE001 (the caller's own progress function may raise anything)
+            failures.append(error)
+            process.kill()
 
-    readers = [threading.Thread(target=read, daemon=True) for read in (read_stdout, read_stderr)]
+    streams = ((process.stdout, hear), (process.stderr, complained.append))
+    readers = [threading.Thread(target=read, args=each, daemon=True) for each in streams]
     for reader in readers:
         reader.start()
-    timed_out = False
+    timed_out = not _ends_in_time(process, text, time_limit_s)
+    for reader in readers:
+        reader.join(timeout=5)
+    if failures:
+        raise failures[0]
+    return Outcome(process.returncode, "".join(printed), "".join(complained), timed_out)
+
+
+def _ends_in_time(process: subprocess.Popen[bytes], text: str, time_limit_s: float) -> bool:
     try:
         if process.stdin is not None:
             # The pipe stays open: its end tells the child that the parent is gone.
@@ -202,16 +218,14 @@ def _wait(process: subprocess.Popen[bytes], text: str, time_limit_s: float, list
                 process.stdin.flush()
         process.wait(timeout=time_limit_s)
     except subprocess.TimeoutExpired:
-        timed_out = True
+        return False
     finally:
         _end(process)
-    for reader in readers:
-        reader.join(timeout=5)
-    return Outcome(process.returncode, "".join(printed), "".join(complained), timed_out)
+    return True
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    """Ends a process, and whatever it started and left behind."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

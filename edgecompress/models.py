@@ -11,8 +11,10 @@ import importlib
 import json
 import math
 import os
+import re
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,12 +25,19 @@ import numpy as np
 
 from edgecompress.data import Array, InputSpec
 from edgecompress.errors import ModelError, UnavailableError, UsageError
-
-# Graph operations that touch files or run Python; TensorFlow executes them when the model is called.
-_DANGEROUS_OPERATIONS = frozenset(
-    {"EagerPyFunc", "PrintV2", "PyFunc", "PyFuncStateless", "ReadFile", "Save", "SaveV2", "WriteFile"}
+from edgecompress.safety import (
+    advise_custom_object,
+    refuse_dangerous_operations,
+    refuse_unknown_classes,
+    refuse_unsafe_layers,
 )
+
 _PREDICT_BATCH = 32
+# What `zipfile` and `json` raise for the many ways in which an archive can be damaged.
+_DAMAGED_ZIP = (
+    EOFError, KeyError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
 _PREDICT_VALUES = 1_000_000  # input values a batch may hold: activations of photographs would take gigabytes else
 _RECURRENT = frozenset({"RNN", "GRU", "LSTM", "SimpleRNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"})
 
@@ -57,24 +66,22 @@ class LoadedModel:
     _keep_alive: object = field(default=None, repr=False)
 
     @property
+    def name(self) -> str:
+        """What tables and errors call it: the name of its file or folder, or the model's own."""
+        return self.path.name if self.path is not None else str(getattr(self.model, "name", "model"))
+
+    @property
     def is_keras(self) -> bool:
         return self.framework != "saved_model"
 
     def call(self, *tensors: Any) -> list[Any]:
         """Calls the model in inference mode; takes and returns flat lists of tensors, in signature order."""
-        import tensorflow as tf
-
         if self.framework == "saved_model":
             results = self.model(**{spec.name: tensor for spec, tensor in zip(self.inputs, tensors, strict=True)})
             return [results[name] for name in self.outputs]
-        structure = getattr(self.model, "_inputs_struct", None)
-        if isinstance(structure, dict):
-            keys = sorted(structure)
-            by_name = {spec.name: tensor for spec, tensor in zip(self.inputs, tensors, strict=True)}
-            arguments: Any = {key: by_name.get(key, tensor) for key, tensor in zip(keys, tensors, strict=True)}
-        else:
-            arguments = tensors[0] if len(tensors) == 1 else list(tensors)
-        flat: list[Any] = tf.nest.flatten(self.model(arguments, training=False))
+        tree = _tree(self.framework)
+        arguments = tree.pack_sequence_as(_structures(self.model)[0], list(tensors))
+        flat: list[Any] = tree.flatten(self.model(arguments, training=False))
         return flat
 
     def predict(self, inputs: Mapping[str, Array], *, fixed: Sequence[InputSpec]) -> dict[str, Array]:
@@ -88,8 +95,7 @@ class LoadedModel:
             Arrays of shape (samples, …), by output name.
         """
         samples = len(next(iter(inputs.values())))
-        # A SavedModel may have its batch frozen at 1; Keras models take any.
-        any_batch = self.is_keras or all(spec.shape[0] is None for spec in self.inputs)
+        any_batch = all(spec.shape[0] is None for spec in self.inputs)
         values = sum(math.prod(array.shape[1:]) for array in inputs.values())
         batch = min(_PREDICT_BATCH, max(1, _PREDICT_VALUES // max(1, values))) if any_batch else 1
         parts: list[list[Array]] = []
@@ -125,9 +131,7 @@ def flatten_layers(model: Any) -> Iterator[Any]:
             yield layer
 
 
-def load_model(
-    source: object, *, custom_objects: Mapping[str, Any] | None = None, unsafe: bool = False
-) -> LoadedModel:
+def load_model(source: object, *, custom_objects: Mapping[str, Any] | None = None, unsafe: bool = False) -> LoadedModel:
     """Loads a model from a file or folder, or takes one that is already in memory.
 
     Args:
@@ -147,8 +151,11 @@ def load_model(
         raise ModelError("no such file or folder", where=path, fix="check the path of the model")
     if path.is_dir():
         return _load_saved_model(path, unsafe=unsafe)
-    with path.open("rb") as file:
-        magic = file.read(8)
+    try:
+        with path.open("rb") as file:
+            magic = file.read(8)
+    except OSError as error:
+        raise ModelError(f"cannot be read: {error.strerror}", where=path, fix="check its permissions") from None
     objects = dict(custom_objects or {})
     if magic == b"\x89HDF\r\n\x1a\n":
         return _load_h5(path, objects, unsafe=unsafe)
@@ -179,7 +186,7 @@ def import_custom_objects(names: Sequence[str]) -> dict[str, Any]:
         UsageError: A name is not of that form, or cannot be imported.
     """
     objects: dict[str, Any] = {}
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, str(Path.cwd()))
     try:
         for text in names:
             module, _, name = text.partition(":")
@@ -206,89 +213,77 @@ def _require_tensorflow() -> None:
 
 
 def _load_keras(path: Path, objects: dict[str, Any], *, unsafe: bool) -> LoadedModel:
-    import keras
-
     try:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read("config.json"))
+            version = json.loads(archive.read("metadata.json"))["keras_version"]
             broken = archive.testzip()
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
+    except _DAMAGED_ZIP as error:
         raise ModelError(
             f"not a whole .keras file ({error})", where=path, fix="save or copy the model again: it may be truncated"
         ) from None
     if broken is not None:
         raise ModelError(f"damaged: {broken!r} inside fails its checksum", where=path, fix="copy the file again")
-    _refuse_unknown_layers(path, config, objects, unsafe=unsafe)
-    try:
-        model = keras.saving.load_model(path, custom_objects=objects, compile=False, safe_mode=not unsafe)
-    except Exception as error:  # noqa: BLE001 (Keras raises many kinds for a file it cannot rebuild)
-        raise ModelError(f"Keras cannot rebuild it: {_first_line(error)}", where=path) from error
-    return _from_keras(model, "keras", path)
+    _refuse_suffix(path, ".keras")
+    return _rebuild(path, config, str(version), objects, unsafe=unsafe)
 
 
 def _load_h5(path: Path, objects: dict[str, Any], *, unsafe: bool) -> LoadedModel:
     import h5py
-    import keras
 
     try:
         with h5py.File(path, "r") as file:
-            config_text = file.attrs.get("model_config")
-    except OSError as error:
-        raise ModelError(f"not a whole .h5 file ({error})", where=path, fix="copy the file again") from None
-    if config_text is None:
+            text, version = file.attrs.get("model_config"), str(file.attrs.get("keras_version", ""))
+        config = None if text is None else json.loads(text)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise ModelError(f"not a whole .h5 file ({_cause(error)})", where=path, fix="copy the file again") from None
+    if config is None:
         raise ModelError(
             "holds weights but no model", where=path,
             fix="build the model in Python, model.load_weights(...), model.save('model.keras'), and give that",
         )  # fmt: skip
-    _refuse_unknown_layers(path, json.loads(config_text), objects, unsafe=unsafe)
-    try:
-        return _from_keras(keras.saving.load_model(path, custom_objects=objects, compile=False), "keras", path)
-    except Exception as keras3_error:  # noqa: BLE001 (any failure means: try the Keras that wrote the file)
-        try:
-            import tf_keras
-
-            return _from_keras(tf_keras.models.load_model(path, custom_objects=objects, compile=False), "tf_keras", path)
-        except Exception as keras2_error:  # noqa: BLE001 (as above)
-            raise ModelError(
-                f"neither Keras 3 ({_first_line(keras3_error)}) nor tf_keras ({_first_line(keras2_error)}) can rebuild it",
-                where=path,
-            ) from keras2_error
+    _refuse_suffix(path, ".h5", ".hdf5", ".keras")  # the last: Keras 2 could write either kind under that name
+    return _rebuild(path, config, version, objects, unsafe=unsafe)
 
 
-def _refuse_unknown_layers(path: Path, config: object, objects: Mapping[str, Any], *, unsafe: bool) -> None:
-    """Refuses Lambda layers and custom classes that were not given, before Keras builds anything from the file."""
+def _refuse_suffix(path: Path, *allowed: str) -> None:
+    if path.suffix not in allowed:
+        raise ModelError(
+            f"holds what a {allowed[0]} file holds, but Keras goes by the name", where=path,
+            fix=f"rename it to {path.with_suffix(allowed[0]).name}",
+        )  # fmt: skip
+
+
+def _rebuild(path: Path, config: object, version: str, objects: dict[str, Any], *, unsafe: bool) -> LoadedModel:
+    """Builds a model from its file: with Keras 3, or, where Keras 2 wrote the file and Keras 3 refuses it, tf_keras."""
     import keras
 
-    for entry in _config_entries(config):
-        kind = entry["class_name"]
-        settings = entry.get("config")
-        name = settings.get("name", kind) if isinstance(settings, dict) else kind
-        if kind == "Lambda" and not unsafe:
-            raise ModelError(
-                f"layer {name!r} is a Lambda, which runs Python code stored in the file", where=path,
-                fix="rebuild it as a named layer, or pass --unsafe if you trust the file",
-            )  # fmt: skip
-        module = entry.get("module")
-        registered = entry.get("registered_name")
-        known = registered is None or kind in objects or registered in objects
-        if known or (module or "").split(".")[0] in ("keras", "builtins"):
-            continue
-        if keras.saving.get_registered_object(registered) is None:
-            raise ModelError(
-                f"{name!r} is of the custom class {kind!r}", where=path,
-                fix=f"pass --custom-objects {module or 'your_module'}:{kind}",
-            )  # fmt: skip
+    if not unsafe:
+        refuse_unsafe_layers(path, config)
+    refuse_unknown_classes(path, config, objects)
+    try:
+        model = keras.saving.load_model(path, objects, compile=False, safe_mode=not unsafe)
+    except Exception as error:
+        if version.startswith("3"):
+            raise _not_rebuilt(path, "Keras 3", error) from error
+    else:
+        return _from_keras(model, "keras", path)
+    try:
+        import tf_keras
+
+        model = tf_keras.models.load_model(path, objects, compile=False, safe_mode=not unsafe)
+    except Exception as error:
+        raise _not_rebuilt(path, "tf_keras", error) from error
+    return _from_keras(model, "tf_keras", path)
 
 
-def _config_entries(node: object) -> Iterator[dict[str, Any]]:
-    if isinstance(node, dict):
-        if isinstance(node.get("class_name"), str):
-            yield node
-        for value in node.values():
-            yield from _config_entries(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _config_entries(value)
+def _not_rebuilt(path: Path, who: str, error: Exception) -> ModelError:
+    cause = _cause(error)
+    unknown = re.match(r"(?:Unknown [\w ]+:|Could not locate \w+) '?([\w.>]+)'?", cause)
+    if unknown:
+        name = unknown[1].split(">")[-1]
+        return ModelError(f"{name!r} is a custom class or function", where=path, fix=advise_custom_object(name))
+    return ModelError(f"{who} cannot rebuild it: {cause}", where=path)
 
 
 def _load_saved_model(path: Path, *, unsafe: bool) -> LoadedModel:
@@ -302,12 +297,12 @@ def _load_saved_model(path: Path, *, unsafe: bool) -> LoadedModel:
     try:
         description.ParseFromString(graph_file.read_bytes())
         if not unsafe:
-            _refuse_dangerous_operations(path, description)
+            refuse_dangerous_operations(path, description)
         loaded = tf.saved_model.load(str(path))
     except ModelError:
         raise
-    except Exception as error:  # noqa: BLE001 (protobuf and TensorFlow raise many kinds for a damaged folder)
-        raise ModelError(f"TensorFlow cannot load it: {_first_line(error)}", where=path) from error
+    except Exception as error:
+        raise ModelError(f"TensorFlow cannot load it: {_cause(error)}", where=path) from error
     signatures = dict(loaded.signatures)
     key = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
     if key is None or (len(signatures) > 1 and key != "serving_default"):
@@ -316,28 +311,14 @@ def _load_saved_model(path: Path, *, unsafe: bool) -> LoadedModel:
             fix="export it with model.export(folder)",
         )  # fmt: skip
     function = signatures[key]
-    specs = {
-        name: InputSpec(name, _shape(spec.shape), spec.dtype.name)
-        for name, spec in function.structured_input_signature[1].items()
-    }
+    # The signature is a protobuf map, whose order changes from process to process: sorted, files come out the same.
+    specs = tuple(
+        InputSpec(name, _shape(spec.shape), spec.dtype.name)
+        for name, spec in sorted(function.structured_input_signature[1].items())
+    )
     digest, size = _hash_path(path)
-    outputs = tuple(function.structured_outputs)
-    return LoadedModel(function, "saved_model", tuple(specs.values()), outputs, digest, size, path, loaded)
-
-
-def _refuse_dangerous_operations(path: Path, description: Any) -> None:
-    for meta in description.meta_graphs:
-        functions = meta.graph_def.library.function
-        # The saver functions of every SavedModel write checkpoints; only what a signature can reach is run.
-        for function in functions:
-            if function.signature.name.startswith(("__inference__traced_save", "__inference__traced_restore")):
-                continue
-            for node in function.node_def:
-                if node.op in _DANGEROUS_OPERATIONS:
-                    raise ModelError(
-                        f"operation {node.name!r} ({node.op}) reads or writes files or runs Python", where=path,
-                        fix="export the model without it, or pass --unsafe if you trust the folder",
-                    )  # fmt: skip
+    outputs = tuple(sorted(function.structured_outputs))
+    return LoadedModel(function, "saved_model", specs, outputs, digest, size, path, loaded)
 
 
 def _from_memory(model: object) -> LoadedModel:
@@ -357,34 +338,60 @@ def _from_keras(model: Any, framework: str, path: Path | None) -> LoadedModel:
             "the model has no fixed inputs (it is subclassed, or was never built)", where=path or model.name,
             fix="wrap it: x = keras.Input(shape); keras.Model(x, model(x)), or export it with model.export(folder)",
         )  # fmt: skip
-    names = _input_names(model, tensors)
+    inputs, outputs = _structures(model)
+    names = _names(framework, inputs, [_layer_name(tensor) for tensor in tensors])
     specs = tuple(
         InputSpec(name, _shape(tensor.shape), str(getattr(tensor.dtype, "name", tensor.dtype)))
         for name, tensor in zip(names, tensors, strict=True)
     )
-    outputs = tuple(_unique(getattr(model, "output_names", None) or [model.layers[-1].name]))
+    output_names = getattr(model, "output_names", None) or [model.layers[-1].name]
     if path is None:
         digest, size = hashlib.sha256(b"".join(np.asarray(w).tobytes() for w in model.weights)).hexdigest(), None
     else:
         digest, size = _hash_path(path)
-    return LoadedModel(model, framework, specs, outputs, digest, size, path)
+    return LoadedModel(model, framework, specs, _names(framework, outputs, output_names), digest, size, path)
 
 
-def _input_names(model: Any, tensors: Sequence[Any]) -> list[str]:
-    """Names inputs as the user knows them: the keys of a dict of inputs, else the names of the input layers."""
-    structure = getattr(model, "_inputs_struct", None)
-    if isinstance(structure, dict):
-        return sorted(str(key) for key in structure)
-    return _unique([tensor.name.split(":")[0] for tensor in tensors])
+def _tree(framework: str) -> Any:
+    """Returns the functions with which a framework flattens nested inputs and outputs: their orders differ."""
+    if framework == "keras":
+        import keras
+
+        return keras.tree
+    import tensorflow as tf
+
+    return tf.nest
 
 
-def _unique(names: Sequence[str]) -> list[str]:
+def _structures(model: Any) -> tuple[Any, Any]:
+    """Returns how a model's inputs and outputs are nested, as it was built: tensors in lists or dicts."""
+    graph = getattr(model, "_functional", None) or model  # a Sequential of Keras 3 holds the functional model it is
+    for inputs, outputs in (("_inputs_struct", "_outputs_struct"), ("_nested_inputs", "_nested_outputs")):
+        if hasattr(graph, inputs):
+            return getattr(graph, inputs), getattr(graph, outputs)
+    return model.inputs, model.outputs
+
+
+def _names(framework: str, structure: Any, otherwise: Sequence[str]) -> tuple[str, ...]:
+    """Names tensors as the user knows them: the keys of a dict of tensors, else the names of their layers."""
+    positions = _tree(framework).pack_sequence_as(structure, list(range(len(otherwise))))
+    if isinstance(positions, dict) and all(isinstance(position, int) for position in positions.values()):
+        return tuple(str(key) for key in sorted(positions, key=positions.__getitem__))
+    return _unique(otherwise)
+
+
+def _layer_name(tensor: Any) -> str:
+    history: Any = getattr(tensor, "_keras_history", None)
+    return str((history.operation if hasattr(history, "operation") else history.layer).name)
+
+
+def _unique(names: Sequence[str]) -> tuple[str, ...]:
     seen: dict[str, int] = {}
     result = []
     for name in names:
         seen[name] = seen.get(name, 0) + 1
         result.append(name if seen[name] == 1 else f"{name}_{seen[name] - 1}")
-    return result
+    return tuple(result)
 
 
 def _shape(shape: Any) -> tuple[int | None, ...]:
@@ -407,6 +414,8 @@ def _hash_path(path: Path) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+def _cause(error: Exception) -> str:
+    """Returns the line of an error that says what went wrong; Keras puts the configuration of all layers before it."""
+    text = str(error).rsplit("Exception encountered:", 1)[-1]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0][:200] if lines else type(error).__name__

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,13 +28,22 @@ def whole_folder(destination: Path) -> Iterator[Path]:
         OutputError: The destination holds something else, or its parent cannot be written.
     """
     destination = destination.absolute()
-    _refuse_foreign(destination)
-    workspace = _make_workspace(destination)
+    try:
+        _refuse_foreign(destination)
+        destination = destination.resolve()  # a link stays one, and what it points to is replaced
+        workspace, lock = _make_workspace(destination)
+    except OSError as error:
+        not_a_folder = isinstance(error, (FileExistsError, NotADirectoryError))
+        reason = "what it should lie in is not a folder" if not_a_folder else error.strerror
+        raise OutputError(
+            f"cannot be written ({reason})", where=destination, fix="choose another folder with -o"
+        ) from None
     try:
         yield workspace
         _publish(workspace, destination)
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
+        os.close(lock)
 
 
 def _refuse_foreign(destination: Path) -> None:
@@ -60,33 +72,41 @@ def _own_files(folder: Path) -> set[str]:
         return set()
 
 
-def _make_workspace(destination: Path) -> Path:
-    parent = destination.parent
+def _make_workspace(destination: Path) -> tuple[Path, int]:
+    """Makes the hidden folder, and opens it with a lock that says it is in use for as long as this process lives."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(destination)
+    workspace = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.partial")
+    workspace.mkdir()
+    lock = os.open(workspace, os.O_RDONLY)
+    _try_lock(lock)
+    return workspace, lock
+
+
+def _remove_leftovers(destination: Path) -> None:
+    """Removes the workspaces of runs that were killed: nobody holds their locks."""
+    for leftover in destination.parent.glob(f".{glob.escape(destination.name)}.*.partial"):
+        with contextlib.suppress(OSError):
+            lock = os.open(leftover, os.O_RDONLY)
+            try:
+                if _try_lock(lock):
+                    shutil.rmtree(leftover, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _try_lock(folder: int) -> bool:
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(parent, destination.name)
-        workspace = parent / f".{destination.name}.{os.getpid()}.partial"
-        workspace.mkdir()
-    except OSError as error:
-        raise OutputError(
-            f"cannot be written ({error.strerror})", where=destination, fix="choose another folder with -o"
-        ) from None
-    return workspace
-
-
-def _remove_leftovers(parent: Path, name: str) -> None:
-    """Removes the workspaces of runs that were killed."""
-    for leftover in parent.glob(f".{name}.*.partial"):
-        owner = leftover.name.split(".")[-2]
-        if owner.isdigit() and not Path("/proc", owner).exists():
-            shutil.rmtree(leftover, ignore_errors=True)
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # in use, or on a file system without locks
+        return False
+    return True
 
 
 def _publish(workspace: Path, destination: Path) -> None:
+    _refuse_foreign(destination)  # a run takes minutes: much can appear in the meantime
+    old = workspace.with_suffix(".old.partial")
     if destination.exists():
-        old = workspace.with_suffix(".old")
         destination.rename(old)
-        workspace.rename(destination)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        workspace.rename(destination)
+    workspace.rename(destination)
+    shutil.rmtree(old, ignore_errors=True)

@@ -222,7 +222,7 @@ def _prepare_samples(
 
 def _refuse_unresolved(artifact: Artifact, source: LoadedModel) -> Artifact:
     """Refuses a file with operators that small runtimes do not have."""
-    foreign = sorted({op.name for op in (*artifact.flex_ops, *artifact.custom_ops)})
+    foreign = sorted({*artifact.flex_ops, *artifact.custom_ops})
     if foreign:
         raise ConversionError(
             f"the file would need operators that TensorFlow Lite does not have built in: {', '.join(foreign)}",
@@ -318,7 +318,7 @@ def _write_final(
         "class_names": list(class_names),
     }
     metadata = {METADATA_KEY: json.dumps(facts, sort_keys=True).encode()}
-    final.write_bytes(with_metadata(quantized.read_bytes(), signature=None, metadata=metadata))
+    final.write_bytes(with_metadata(quantized.read_bytes(), metadata=metadata))
 
 
 def _variant(scheme: QuantizationScheme, artifact: Artifact, scores: Any, measurement: Measurement | None) -> Variant:
@@ -377,12 +377,12 @@ def _failed_threshold(verified: Verified, plan: Recipe) -> tuple[str, ...]:
     drop = verified.accuracy_drop
     if drop is None:
         return (f"max_accuracy_drop {most:g} could not be judged: the outputs have no classes",)
-    return (f"accuracy fell by {drop:.4f}, allowed is {most:g}",) if drop > most else ()
+    what = "accuracy fell by" if verified.scores is not None else "the share of changed answers is"
+    return (f"{what} {drop:.4f}, allowed is {most:g}",) if drop > most else ()
 
 
 def _describe_source(source: LoadedModel) -> SourceModel:
-    name = source.path.name if source.path is not None else str(source.model.name)
-    return SourceModel(name=name, format=source.framework, sha256=source.sha256, size_bytes=source.size_bytes)
+    return SourceModel(name=source.name, format=source.framework, sha256=source.sha256, size_bytes=source.size_bytes)
 
 
 def _sha256(file: Path) -> str:

@@ -12,6 +12,10 @@ from edgecompress.errors import RecipeError
 from edgecompress.schemas import explain_validation_error
 from edgecompress.schemes import Algorithm, IoType, QuantizationScheme
 
+# Strict: TOML has types of its own, and "200" or true in place of 200 is a mistake.
+_Count = Annotated[int, Field(gt=0, strict=True)]
+_Fraction = Annotated[float, Field(ge=0, le=1, strict=True)]
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -24,14 +28,14 @@ class Quantization(_Part):
     algorithm: Algorithm = Field(Algorithm.MIN_MAX, description="How the scales of the weights are found.")
     input_type: IoType | None = Field(None, description="Type of the inputs; absent: the profile's.")
     output_type: IoType | None = Field(None, description="Type of the outputs; absent: the profile's.")
-    calibration_samples: Annotated[int, Field(gt=0)] = Field(200, description="Samples that set activation ranges.")
+    calibration_samples: _Count = Field(200, description="Samples that set activation ranges.")
 
 
 class Verification(_Part):
     """How the finished file is compared with the float model."""
 
-    samples: Annotated[int, Field(gt=0)] = Field(500, description="Held-out samples, at most.")
-    max_accuracy_drop: Annotated[float, Field(ge=0, le=1)] | None = Field(
+    samples: _Count = Field(500, description="Held-out samples, at most.")
+    max_accuracy_drop: _Fraction | None = Field(
         None, description="Largest accepted loss of accuracy, as a fraction: 0.01 is one point."
     )
 
@@ -40,7 +44,7 @@ class Recipe(_Part):
     """Everything that decides the bytes of the finished file, apart from the model and the data."""
 
     schema_version: Literal[1] = Field(1, description="Version of this format.")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of every random choice.")
+    seed: Annotated[int, Field(ge=0, strict=True)] = Field(0, description="Seed of every random choice.")
     quantization: Quantization = Quantization()
     verification: Verification = Verification()
 
@@ -52,13 +56,17 @@ def load_recipe(path: str | Path) -> Recipe:
         RecipeError: The file is missing, is not TOML, or has an unknown key or a wrong value.
     """
     try:
-        text = Path(path).read_text("utf-8")
+        text = Path(path).read_text("utf-8-sig")  # some editors put a byte order mark first
         return Recipe.model_validate(tomllib.loads(text))
     except FileNotFoundError:
         raise RecipeError("no such file", where=path, fix="check the path given to --recipe") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot be read as text ({error})", where=path) from None
+    except UnicodeDecodeError:
+        raise RecipeError("is not a text file", where=path, fix="give a .toml file, in UTF-8") from None
+    except OSError as error:
+        raise RecipeError(
+            f"cannot be read: {error.strerror}", where=path, fix="give the path of a .toml file"
+        ) from None
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"not valid TOML: {error}", where=path) from None
+        raise RecipeError(f"not valid TOML: {error}", where=path, fix="correct that line") from None
     except ValidationError as error:
         raise RecipeError(explain_validation_error(error, Recipe), where=path) from None

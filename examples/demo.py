@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before Keras starts TensorFlow
-
-from digits import make_cnn, make_gru, train
-
 EPOCHS = 30
+FOLDER = Path("demo")
 
 
 def main() -> None:
-    folder = Path("demo")
-    folder.mkdir(exist_ok=True)
-    os.chdir(folder)
-    for build, as_rows in ((make_cnn, False), (make_gru, True)):
-        model = build()
-        print(f"training {model.name} ...", flush=True)
-        model_file, data_file = train(model, as_rows=as_rows, epochs=EPOCHS, folder=Path())
-        command = ["edgecompress", "convert", str(model_file), "--profile", "pixel", "--data", str(data_file)]
-        print(f"\n$ {' '.join(command)}", flush=True)
-        subprocess.run([Path(sys.executable).with_name("edgecompress"), *command[1:]], check=True)
-        print()
+    FOLDER.mkdir(exist_ok=True)
+    print("Training a CNN and a GRU on 1,200 handwritten digits ...", flush=True)
+    script = Path(__file__).with_name("digits.py")
+    # TensorFlow's start-up messages are kept back; if the training fails they are shown.
+    training = subprocess.run(
+        [sys.executable, script, FOLDER, str(EPOCHS)], capture_output=True, text=True, check=False
+    )
+    if training.returncode != 0:
+        raise SystemExit(training.stderr)
+    program = Path(sys.executable).with_name("edgecompress").absolute()
+    for name in ("digits_cnn", "digits_gru"):
+        options = ["convert", f"{name}.keras", "--profile", "pixel", "--data", f"{name}.npz"]
+        print(f"\n$ edgecompress {' '.join(options)}", flush=True)
+        subprocess.run([program, *options], cwd=FOLDER, check=True)
 
 
 if __name__ == "__main__":

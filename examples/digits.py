@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import keras
@@ -27,7 +28,7 @@ def make_cnn() -> keras.Model:
     return keras.Sequential([
         keras.Input((8, 8, 1), name="image"),
         layers.Conv2D(16, 3, padding="same", use_bias=False, name="conv"),
-        layers.BatchNormalization(name="norm"),
+        layers.BatchNormalization(momentum=0.9, name="norm"),
         layers.ReLU(name="relu"),
         layers.Conv2D(32, 3, strides=2, padding="same", activation="relu", name="conv_2"),
         layers.GlobalAveragePooling2D(name="pool"),
@@ -54,3 +55,8 @@ def train(model: keras.Model, *, as_rows: bool, epochs: int, folder: Path) -> tu
     model.save(model_file)
     np.savez(data_file, x=x_test, y=y_test)
     return model_file, data_file
+
+
+if __name__ == "__main__":
+    for build, as_rows in ((make_cnn, False), (make_gru, True)):
+        train(build(), as_rows=as_rows, epochs=int(sys.argv[2]), folder=Path(sys.argv[1]))

@@ -24,7 +24,7 @@ from tests.handmade import Model, dense_model, loop_model, pack, tensor, with_da
 EDGE_TPU_FILES = Path(os.environ.get("EDGE_TPU_TEST_DATA", "missing"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Small networks as TensorFlow's converter writes them."""
     import keras

@@ -86,6 +86,16 @@ def test_steps_merged_with_an_unknown_batch_count() -> None:
     assert counted.macs == ((0, 12 * 48, 0, 12 * 40, 0, 12 * 15),)
 
 
+def test_unknown_sizes_of_different_meaning_are_not_mixed() -> None:
+    tensors = (shaped(-1, 12, 6), shaped(-1, 6), shaped(-1, 6), shaped(-1, 6), shaped(3, 6), shaped(-1, 3))
+    operators = (
+        Operator("RESHAPE", 1, custom=False, inputs=(0,), outputs=(2,)),  # twelve rows for each sample
+        Operator("CONCATENATION", 1, custom=False, inputs=(1, 2), outputs=(3,)),
+        Operator("FULLY_CONNECTED", 1, custom=False, inputs=(3, 4), outputs=(5,)),
+    )
+    assert count_macs([Graph("main", (0, 1), (5,), tensors, operators)], 0).macs == ((0, 0, None),)
+
+
 def looped(**loop: Any) -> tuple[int | None, tuple[str, ...]]:
     counted = count_macs(decode_graphs(read_model(loop_model(**loop).pack())), 0)
     return counted.macs[2][1], counted.notes

@@ -30,11 +30,11 @@ def _violations(artifact: Artifact, profile: Profile, latency_ms: float | None) 
         )  # fmt: skip
     if limits.latency_ms is not None and latency_ms is not None and latency_ms > limits.latency_ms:
         yield Violation(
-            rule="limits.latency_ms", where=name, expected=f"{limits.latency_ms:g} ms", found=f"{latency_ms:.2f} ms",
+            rule="limits.latency_ms", where=name, expected=f"{limits.latency_ms:g} ms", found=f"{latency_ms:.3f} ms",
             fix="make the model smaller, or use more threads",
         )  # fmt: skip
     if profile.integer_only and artifact.float_ops:
-        names = ", ".join(sorted({f"{op.name} (operator {op.index})" for op in artifact.float_ops})[:5])
+        names = ", ".join(f"{op.name} (operator {op.index})" for op in artifact.float_ops[:5])
         yield Violation(
             rule="quantization.schemes", where=names, expected="integer arithmetic only",
             found=f"computed in float ({len(artifact.float_ops)} operators)",

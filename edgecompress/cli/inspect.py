@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -21,6 +22,6 @@ def command(model: Path, custom_objects: tuple[str, ...], unsafe: bool, as_json:
 
     found = inspect(model, custom_objects=load_custom_objects(custom_objects), unsafe=unsafe)
     if as_json:
-        click.echo(found.model_dump_json(by_alias=True, indent=2))
+        click.echo(json.dumps({"schema": "edgecompress.inspect/1", **found.model_dump(mode="json")}, indent=2))
     elif not quiet:
         print_inspection(found)

@@ -255,11 +255,10 @@ def _print_artifact(console: Console, found: Artifact) -> None:
 
 
 def _print_summary(console: Console, found: ModelSummary) -> None:
-    title = found.path.name if found.path is not None else "model in memory"
-    console.print(f"[bold]{escape(title)}[/] ({found.format})")
+    console.print(f"[bold]{escape(found.name)}[/] ({found.format})")
     for side, tensors in (("input", found.inputs), ("output", found.outputs)):
-        for name, (shape, dtype) in tensors.items():
-            console.print(f"{side} {escape(name)}: {dtype} {_shape(shape)}")
+        for name, tensor in tensors.items():
+            console.print(f"{side} {escape(name)}: {tensor.dtype} {_shape(tensor.shape)}")
     table = _table("layer", "kind", "output", "type", "parameters", "MACs", "bytes", right=(4, 5, 6))
     for layer in found.layers:
         table.add_row(

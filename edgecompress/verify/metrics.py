@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from edgecompress.errors import DataError
+from edgecompress.errors import ConversionError, DataError, ModelError
 
 Array = npt.NDArray[Any]
 _TOP = 5
+_MOST_CONFUSION_CLASSES = 200  # beyond, the matrix says little and would be most of a report
 
 
 class Task(StrEnum):
@@ -33,7 +34,7 @@ class Scores(BaseModel):
         samples: Number of labels compared (steps count one each in a sequence model).
         accuracy: Share of samples whose likeliest class is right (top-1).
         top5_accuracy: Share with the right class among the five likeliest; only with more than five classes.
-        confusion: Counts, `confusion[label][predicted]`.
+        confusion: Counts, `confusion[label][predicted]`; only with up to 200 classes.
         mse: Mean squared error (regression).
         mae: Mean absolute error (regression).
     """
@@ -55,7 +56,7 @@ class OutputError(BaseModel):
 
     Attributes:
         name: The output.
-        snr_db: Signal-to-noise ratio, 10 log10(sum reference² / sum difference²), in dB; None if there is no difference.
+        snr_db: Signal-to-noise ratio, 10 log10(sum reference² / sum difference²), in dB; None if nothing differs.
         max_abs_error: Largest absolute difference.
         top1_agreement: Share of samples with the same likeliest entry; None for an output of one entry.
     """
@@ -72,8 +73,10 @@ def score(outputs: Mapping[str, Array], labels: Array) -> Scores:
     """Compares outputs with labels.
 
     Args:
-        outputs: Arrays of shape (samples, …), by output name; the first one that the labels fit is scored.
-        labels: Class numbers of shape (samples,) or (samples, steps), one-hot vectors, or values to be predicted.
+        outputs: Arrays of shape (samples, …), by output name; the first one that the labels fit is scored, one with
+            classes before one with values.
+        labels: Class numbers of shape (samples,) or (samples, steps), whole floats too; one-hot vectors; or values to
+            be predicted.
 
     Raises:
         DataError: The labels fit no output, or are out of range.
@@ -82,46 +85,66 @@ def score(outputs: Mapping[str, Array], labels: Array) -> Scores:
     if not fits:
         shapes = ", ".join(f"{name}{output.shape}" for name, output in outputs.items())
         raise DataError("the labels fit no output", expected=shapes, received=f"labels of shape {labels.shape}")
-    name, task = fits[0]
+    name, task = min(fits, key=lambda fit: fit[1] is Task.REGRESSION)
     if task is Task.REGRESSION:
         difference = outputs[name].astype(np.float64).reshape(labels.shape) - labels
         return Scores(
             task=task, output=name, samples=len(labels),
             mse=float(np.mean(difference**2)), mae=float(np.mean(np.abs(difference))),
         )  # fmt: skip
+    one_hot = task is Task.CLASSIFICATION and labels.shape == outputs[name].shape
     likelihoods = _likelihoods(outputs[name], task)
-    return _classification(name, task, likelihoods, _class_numbers(labels, likelihoods.shape[-1], task))
+    numbers = labels.argmax(-1).reshape(-1) if one_hot else _class_numbers(labels, likelihoods.shape[-1])
+    return _classification(name, task, likelihoods, numbers)
 
 
 def compare_outputs(reference: Mapping[str, Array], outputs: Mapping[str, Array]) -> tuple[OutputError, ...]:
-    """Compares two models' outputs for the same samples; arrays of shape (samples, …), by output name."""
+    """Compares two models' outputs for the same samples; arrays of shape (samples, …), by output name.
+
+    Raises:
+        ModelError: The reference is not a number (NaN).
+        ConversionError: An output is NaN or infinite where the reference is a number.
+    """
     return tuple(_compare(name, reference[name].astype(np.float64), outputs[name]) for name in reference)
 
 
 def _compare(name: str, reference: Array, output: Array) -> OutputError:
-    difference = output.astype(np.float64).reshape(reference.shape) - reference
-    noise, signal = float(np.sum(difference**2)), float(np.sum(reference**2))
+    if np.isnan(reference).any():
+        raise ModelError("the model answers NaN", where=name, fix="check its weights and the range of the samples")
+    known = np.isfinite(reference)  # a masked entry may be infinite
+    difference = output.astype(np.float64).reshape(reference.shape)[known] - reference[known]
+    if not np.isfinite(difference).all():
+        raise ConversionError(
+            "the finished file answers NaN or infinity where the model does not", where=name,
+            fix="choose another --scheme",
+        )  # fmt: skip
+    noise, signal = float(np.sum(difference**2)), float(np.sum(reference[known] ** 2))
     agreement = None
     if reference.ndim > 1 and reference.shape[-1] > 1:
         same = reference.argmax(-1) == output.reshape(reference.shape).argmax(-1)
         agreement = float(np.mean(same))
     snr = None if noise == 0 else 10 * float(np.log10(max(signal, np.finfo(np.float64).tiny) / noise))
     return OutputError(
-        name=name, snr_db=snr, max_abs_error=float(np.abs(difference).max()), top1_agreement=agreement
+        name=name, snr_db=snr, max_abs_error=float(np.abs(difference).max(initial=0)), top1_agreement=agreement
     )
 
 
 def _task_of(output: Array, labels: Array) -> Task | None:
     classes = output.shape[-1] if output.ndim > 1 else 1
-    integral = labels.dtype.kind in "iub"
+    # Keras takes class numbers stored as floats, too.
+    integral = labels.dtype.kind in "iub" or bool((labels == np.round(labels)).all())
     if classes > 1 and integral and labels.shape in (output.shape[:-1], (*output.shape[:-1], 1)):
         return Task.CLASSIFICATION
     if classes > 1 and labels.shape == output.shape and _is_one_hot(labels):
         return Task.CLASSIFICATION
-    if labels.size == output.size and len(labels) == len(output):
+    if len(labels) == len(output) and _without_ones(labels) == _without_ones(output):
         binary = classes == 1 and integral and set(np.unique(labels)) <= {0, 1}
         return Task.BINARY if binary else Task.REGRESSION
     return None
+
+
+def _without_ones(array: Array) -> list[int]:
+    return [size for size in array.shape if size != 1]
 
 
 def _is_one_hot(labels: Array) -> bool:
@@ -137,22 +160,24 @@ def _likelihoods(output: Array, task: Task) -> Array:
     return np.stack([np.full_like(flat, threshold), flat], axis=-1)
 
 
-def _class_numbers(labels: Array, classes: int, task: Task) -> Array:
-    if task is Task.CLASSIFICATION and labels.dtype.kind == "f" or labels.ndim > 1 and labels.shape[-1] == classes:
-        return labels.reshape(-1, classes).argmax(-1)
+def _class_numbers(labels: Array, classes: int) -> Array:
     numbers = labels.reshape(-1).astype(np.int64)
     if numbers.min() < 0 or numbers.max() >= classes:
         bad = int(numbers[(numbers < 0) | (numbers >= classes)][0])
         raise DataError(
-            "labels out of range", expected=f"0 to {classes - 1} (the model has {classes} classes)", received=bad
-        )
+            "labels out of range", expected=f"0 to {classes - 1} (the model has {classes} classes)", received=bad,
+            fix="number the classes from 0, in the order of the model's outputs",
+        )  # fmt: skip
     return numbers
 
 
 def _classification(name: str, task: Task, likelihoods: Array, labels: Array) -> Scores:
     classes = likelihoods.shape[-1]
     predicted = likelihoods.argmax(-1)
-    counts = np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+    confusion = None
+    if classes <= _MOST_CONFUSION_CLASSES:
+        counts = np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+        confusion = tuple(tuple(int(n) for n in row) for row in counts)
     top5 = None
     if classes > _TOP:
         best = np.argpartition(-likelihoods, _TOP, axis=-1)[:, :_TOP]
@@ -163,5 +188,5 @@ def _classification(name: str, task: Task, likelihoods: Array, labels: Array) ->
         samples=len(labels),
         accuracy=float(np.mean(predicted == labels)),
         top5_accuracy=top5,
-        confusion=tuple(tuple(int(n) for n in row) for row in counts),
+        confusion=confusion,
     )

@@ -64,5 +64,4 @@ def open_predictor(
         )
     loaded = load_model(model, custom_objects=custom_objects, unsafe=unsafe)
     specs = apply_shapes(loaded.inputs, input_shape or {})
-    name = loaded.path.name if loaded.path is not None else str(loaded.model.name)
-    return Predictor(name, specs, lambda data: loaded.predict(data.inputs, fixed=fix_shapes(specs, data)))
+    return Predictor(loaded.name, specs, lambda data: loaded.predict(data.inputs, fixed=fix_shapes(specs, data)))

@@ -56,7 +56,12 @@ def verify(
         outputs: The file's outputs, dequantized, likewise.
         labels: Labels of shape (samples, …), or None.
         kind: Where the samples come from.
+
+    Raises:
+        DataError: The labels fit no output.
+        ConversionError: The file answers NaN or infinity where the float model does not.
     """
+    outputs = {name: outputs[name] for name in reference}  # in one order, for the labels to choose the same output
     return Verified(
         samples=len(next(iter(reference.values()))),
         kind=kind,
@@ -85,5 +90,7 @@ def write_golden(
     The archive holds arrays `input.<name>`, `float.<name>` and `output.<name>`, each of shape (samples, …).
     """
     groups = {"input": inputs, "float": reference, "output": outputs}
-    arrays = {f"{group}.{name}": array[:GOLDEN_SAMPLES] for group, named in groups.items() for name, array in named.items()}
+    arrays = {
+        f"{group}.{name}": array[:GOLDEN_SAMPLES] for group, named in groups.items() for name, array in named.items()
+    }
     np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # the stub takes **kwds for its own flag

@@ -1,0 +1,118 @@
+"""`edgecompress.convert` from Python: what the command line cannot show."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edgecompress
+from edgecompress.errors import ConversionError
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_model_and_arrays_in_memory(digits_cnn) -> None:
+    import keras
+
+    model = keras.models.load_model(digits_cnn[0])
+    with np.load(digits_cnn[1]) as data:
+        x, y = data["x"], data["y"]
+    steps = []
+    report = edgecompress.convert(
+        model,
+        edgecompress.load_profile("pixel"),
+        data=(x, y),
+        benchmark=False,
+        progress=lambda *step: steps.append(step),
+    )
+    assert report.output == "digits_cnn-pixel"
+    assert report.command[:3] == ("edgecompress", "convert", "<model in memory>")
+    assert report.verified.scores is not None
+    assert Path(report.output, "digits_cnn.tflite").is_file()
+    assert [step for step, done, _ in steps if done == 0] == ["load", "convert", "verify"]
+    assert ("calibrate", 200, 200) in steps
+
+
+def test_a_file_that_the_quantizer_wrote_but_no_runtime_takes_is_a_refusal(digits_cnn, monkeypatch) -> None:
+    """litert-quantizer can write such files without an error: seen with loops whose state changes its type."""
+    from edgecompress import pipeline
+    from edgecompress.errors import ExecutionError
+
+    original = pipeline.run_tflite
+
+    def refuse_int8(file: Path, inputs, **options):
+        if file.name == "int8.tflite":
+            raise ExecutionError("the runtime crashed (SIGSEGV)", where=file)
+        return original(file, inputs, **options)
+
+    monkeypatch.setattr(pipeline, "run_tflite", refuse_int8)
+    report = edgecompress.convert(digits_cnn[0], "pixel", data=digits_cnn[1], benchmark=False)
+    assert report.scheme == "dynamic"
+    assert "LiteRT does not run it: the runtime crashed (SIGSEGV)" in report.attempts[0].reason
+    recipe = edgecompress.Recipe.model_validate({"quantization": {"scheme": "int8"}})
+    with pytest.raises(ConversionError, match="LiteRT does not run it"):
+        edgecompress.convert(digits_cnn[0], "pixel", data=digits_cnn[1], recipe=recipe, output="again")
+    assert not Path("again").exists()
+
+
+def test_a_network_without_classes_is_judged_by_its_error() -> None:
+    import keras
+
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).random((400, 6), dtype=np.float32)
+    y = (x @ np.arange(6, dtype=np.float32))[:, None]
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(16, activation="relu"), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(1e-2), "mse")
+    model.fit(x, y, epochs=20, verbose=0)
+    recipe = edgecompress.Recipe.model_validate({"verification": {"max_accuracy_drop": 0.01}})
+    report = edgecompress.convert(model, "host", data=(x, y), recipe=recipe, benchmark=False)
+    before, after = report.before.scores, report.after.scores
+    assert before is not None
+    assert after is not None
+    assert before.accuracy is None
+    assert before.mae is not None
+    assert after.mae is not None
+    assert after.mae < before.mae + 0.2
+    assert report.failed == ("max_accuracy_drop 0.01 could not be judged: the outputs have no classes",)
+
+
+@pytest.mark.parametrize("scheme", list(edgecompress.QuantizationScheme))
+def test_every_scheme_makes_a_file_near_the_float_model(scheme, digits_cnn) -> None:
+    recipe = edgecompress.Recipe.model_validate({"quantization": {"scheme": scheme}})
+    report = edgecompress.convert(digits_cnn[0], "host", data=digits_cnn[1], recipe=recipe, benchmark=False)
+    assert report.scheme == scheme
+    drop = report.verified.accuracy_drop
+    assert drop is not None
+    assert abs(drop) < (0.1 if scheme == "int4_weights" else 0.02)
+
+
+def test_class_names_are_kept_in_the_file(digits_cnn) -> None:
+    import json
+
+    from edgecompress.flatbuffer import read_metadata
+
+    with np.load(digits_cnn[1]) as data:
+        names = np.array([f"digit {number}" for number in range(10)])
+        samples = {"x": data["x"][:60], "y": data["y"][:60], "class_names": names}
+    report = edgecompress.convert(digits_cnn[0], "pixel", data=samples, benchmark=False)
+    facts = json.loads(read_metadata(Path(report.output, "digits_cnn.tflite"))["edgecompress"])
+    assert facts["class_names"] == list(names)
+
+
+def test_an_image_folder(digits_cnn, tmp_path) -> None:
+    from PIL import Image
+
+    with np.load(digits_cnn[1]) as data:
+        for index, (pixels, label) in enumerate(zip(data["x"][:80], data["y"][:80], strict=True)):
+            folder = tmp_path / "images" / f"digit-{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((pixels[..., 0] * 255).astype(np.uint8)).resize((16, 16), 0).save(folder / f"{index}.png")
+    report = edgecompress.convert(digits_cnn[0], "pixel", data="images", input_range=(0, 1), benchmark=False)
+    assert report.audit is not None
+    assert not [finding for finding in report.audit.findings if finding.level == "warning"]
+    assert report.verified.scores is not None
+    assert report.verified.scores.accuracy is not None
+    assert report.verified.scores.accuracy > 0.7
