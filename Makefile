@@ -30,9 +30,10 @@ check: setup
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml
 
 bench: setup
-	$(BIN)/python benchmarks/convert_speed.py
-	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/cpu_latency.py
+	$(BIN)/python benchmarks/startup.py --save benchmarks/results/startup.json
+	$(BIN)/python benchmarks/convert_speed.py --folder build/bench --save benchmarks/results/convert_speed.json
+	$(BIN)/python benchmarks/cpu_latency.py build/bench/tflite_converter.tflite build/bench/out/model.tflite \
+		--save benchmarks/results/cpu_latency.json
 
 clean:
 	rm -rf $(VENV) build demo *.egg-info

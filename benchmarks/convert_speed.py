@@ -4,13 +4,12 @@ Both load the same .keras file and the same samples in a fresh process and write
 its whole pipeline: audit, verification against the float model, golden vectors, latency, report. Runs alternate; wall
 time and the peak of the proportional set size of the process and its children are medians.
 
-usage: convert_speed.py [--runs 3] [--save FILE]
+usage: convert_speed.py [--runs 3] [--folder KEEP] [--save FILE]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -19,9 +18,7 @@ import time
 from pathlib import Path
 
 import psutil
-
-from edgecompress.machine import describe_machine
-from edgecompress.versions import decisive_versions
+from results import save_results
 
 MAKE = """
 import keras, numpy as np
@@ -84,10 +81,12 @@ def resident(tree: psutil.Process) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="keep the models here")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = options.folder or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
         subprocess.run([sys.executable, "-c", MAKE], cwd=folder, check=True, capture_output=True)
         found: dict[str, list[tuple[float, float]]] = {contender: [] for contender in CONTENDERS}
         for _ in range(options.runs):
@@ -108,9 +107,7 @@ def main() -> None:
             f"{contender:38}{row['seconds']:9.1f}{row['time_ratio']:8.2f}"
             f"{row['megabytes']:10.0f}{row['memory_ratio']:8.2f}"
         )
-    if options.save is not None:
-        facts = {"machine": describe_machine(), "versions": decisive_versions(), "runs": options.runs, "rows": rows}
-        options.save.write_text(json.dumps(facts, indent=2) + "\n")
+    save_results(options.save, rows)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+from results import save_results
+
 from edgecompress.benchmark.child import run_runner
 from edgecompress.benchmark.runner import describe_host, time_in_turns
 from edgecompress.isolate import run_command
@@ -81,6 +83,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--save", type=Path)
     options = parser.parse_args()
     host = describe_host()
     print(f"{host['cpu']}, {host['machine']}, ai-edge-litert {metadata.version('ai-edge-litert')}")
@@ -88,13 +91,17 @@ def main() -> None:
     added, around = harness_overhead_us()
     print(f"harness: adds {added:.2f} µs to a latency, costs {around:.2f} µs around each run\n")
     print(f"{'file':40} {'litert-benchmark':>16} {'compiled':>10} {'ratio':>7} {'interpreter':>12} {'ratio':>7}")
+    rows = {}
     for model in options.models:
-        ms = compare(model, repetitions=options.repetitions, runs=options.runs, threads=options.threads)
+        ms = rows[model.name] = compare(
+            model, repetitions=options.repetitions, runs=options.runs, threads=options.threads
+        )
         ratios = {name: ms[name] / ms["litert"] for name in ms}
         print(
             f"{model.name:40} {ms['litert']:16.3f} {ms['compiled']:10.3f} {ratios['compiled']:7.3f}"
             f" {ms['interpreter']:12.3f} {ratios['interpreter']:7.3f}"
         )
+    save_results(options.save, {"median_ms": rows, "harness_us": {"added": added, "around": around}})
 
 
 if __name__ == "__main__":

@@ -6,15 +6,13 @@ usage: startup.py [--runs 15] [--save FILE]
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from edgecompress.machine import describe_machine
-from edgecompress.versions import decisive_versions
+from results import save_results
 
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
@@ -40,9 +38,7 @@ def main() -> None:
     rows = {name: statistics.median(seconds) for name, seconds in found.items()}
     for name, seconds in rows.items():
         print(f"{name:32}{seconds * 1000:8.0f} ms")
-    if options.save is not None:
-        facts = {"machine": describe_machine(), "versions": decisive_versions(), "median_seconds": rows}
-        options.save.write_text(json.dumps(facts, indent=2) + "\n")
+    save_results(options.save, {"median_seconds": rows})
 
 
 if __name__ == "__main__":

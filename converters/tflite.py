@@ -7,6 +7,8 @@ write and read back, which is where most of their time goes, and it takes looped
 
 from __future__ import annotations
 
+import gc
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from edgecompress.data import InputSpec
 from edgecompress.errors import ConversionError
 from edgecompress.flatbuffer import Signature, with_metadata
 from edgecompress.isolate import Child, Outcome
-from edgecompress.models import LoadedModel, flatten_layers
+from edgecompress.models import LoadedModel, cause_of, flatten_layers
 
 _TIME_LIMIT_S = 1800.0
 _SIGNATURE_KEY = "serving_default"
@@ -59,14 +61,13 @@ def freeze_graph(model: LoadedModel, fixed: Sequence[InputSpec]) -> FrozenGraph:
     layers = tuple(layer.name for layer in flatten_layers(model.model)) if model.is_keras else ()
     try:
         traced = tf.function(model.call, input_signature=signature, autograph=False).get_concrete_function()
-        _refuse_changing_variables(traced, name, layers)
-        frozen = convert_variables_to_constants_v2(traced, lower_control_flow=False)
-    except ConversionError:
-        raise
     except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        raise ConversionError(f"the model cannot be traced at fixed shapes: {text}", where=model.name) from error
-    return FrozenGraph(
+        raise ConversionError(f"the model cannot be traced at fixed shapes: {cause_of(error)}", where=name) from error
+    try:
+        frozen = convert_variables_to_constants_v2(traced, lower_control_flow=False)
+    except Exception as error:
+        raise _not_frozen(traced.graph.as_graph_def(), name, layers, error) from error
+    graph = FrozenGraph(
         frozen.graph.as_graph_def().SerializeToString(deterministic=True),
         {spec.name: tensor.name for spec, tensor in zip(fixed, frozen.inputs, strict=True)},
         {output: tensor.name for output, tensor in zip(model.outputs, frozen.outputs, strict=True)},
@@ -74,20 +75,22 @@ def freeze_graph(model: LoadedModel, fixed: Sequence[InputSpec]) -> FrozenGraph:
         layers,
         model.recurrent_layers(),
     )
+    # The graphs refer to themselves: without this, copies of all the weights would stand beside the converter's.
+    del traced, frozen
+    gc.collect()
+    return graph
 
 
-def _refuse_changing_variables(traced: Any, name: str, layers: Sequence[str]) -> None:
-    definition = traced.graph.as_graph_def()
-    nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
-    changing = sorted(
-        {_layer_of(node.name, layers) for node in nodes if node.op.startswith(("Assign", "ResourceScatter"))}
-    )
-    if changing:
-        raise ConversionError(
-            f"the model changes its own variables while it runs (in {', '.join(changing[:5])}), which a .tflite file "
-            "made here cannot", where=name,
-            fix="build the layer with stateful=False, or pass its state in and out of the model",
-        )  # fmt: skip
+def _not_frozen(definition: Any, name: str, layers: Sequence[str], error: Exception) -> ConversionError:
+    functions = (function.node_def for function in definition.library.function)
+    nodes = itertools.chain(definition.node, *functions)
+    changing = sorted({_layer_of(node.name, layers) for node in nodes if node.op.startswith("Assign")})
+    if not changing:
+        return ConversionError(f"the model's variables cannot be made constant: {cause_of(error)}", where=name)
+    return ConversionError(
+        f"the model changes its own variables while it runs (in {', '.join(changing[:5])})", where=name,
+        fix="build the layer with stateful=False, or pass its state in and out of the model",
+    )  # fmt: skip
 
 
 def _layer_of(node: str, layers: Sequence[str]) -> str:

@@ -13,13 +13,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from edgecompress.data import Array, Dataset
-from edgecompress.models import LoadedModel, flatten_layers
+from edgecompress.models import LoadedModel, flatten_layers, graph_layers
 
 _PROBE_SAMPLES = 64
 _PROBE_VALUES = 2_000_000  # a dozen photographs say enough, and more would take seconds
 _FEW_SAMPLES = 50
 _MISMATCH = 1.2  # mean or log-variance of activations off by this much (in standard deviations, nats) is suspicious
-_FAR_BETTER = 0.3  # another range must cut the mismatch to this share before it is proposed
+_FAR_BETTER = 0.3  # another range must cut the mismatch to this share before it is proposed,
+_CONVINCING = 0.6  # and to less than this
 _LARGE_VALUES = 32.0  # an image model without a scaling layer is hardly ever trained on such values
 _IMAGE_RANK = 4
 _OUTLIER_RATIO = 10.0  # full range against the range of 99.8 % of the values
@@ -132,9 +133,9 @@ def _audit_range(model: LoadedModel, probe: Dataset) -> tuple[float | None, list
         changed = {name: (array * scale + offset).astype(array.dtype) for name, array in probe.inputs.items()}
         scores[change] = activation_mismatch(run(changed), mean, variance)
     best = min(scores, key=lambda change: scores[change])
-    if best and scores[best] <= _FAR_BETTER * now:
+    if best and scores[best] <= min(_CONVINCING, _FAR_BETTER * now):
         text = (
-            f"the samples are not in the range the model was trained on: activations differ from its BatchNormalization "
+            "the samples are not in the range the model was trained on: activations differ from its BatchNormalization "
             f"statistics by {now:.1f}, and by {scores[best]:.1f} if you {best}"
         )
         return now, [Finding(level="warning", text=text, fix=_range_fix(best, probe))]
@@ -173,32 +174,40 @@ def _scales_its_input(model: LoadedModel) -> bool:
 
 def _first_batch_norm(model: LoadedModel) -> tuple[Any, Array, Array] | None:
     """Returns a function from inputs to the first BatchNormalization's input, and the statistics that it learned."""
-    layers = getattr(model.model, "layers", ()) if model.is_keras else ()
-    layer = next((layer for layer in layers if type(layer).__name__ == "BatchNormalization"), None)
-    if layer is None:
+    found = _up_to_batch_norm(model.model, model.framework) if model.is_keras else None
+    if found is None:
         return None
+    layer, submodel = found
     mean, variance = np.asarray(layer.moving_mean), np.asarray(layer.moving_variance)
     axis = layer.axis[0] if isinstance(layer.axis, (list, tuple)) else layer.axis
-    # Keras gives a list where the layer also takes a mask.
-    tensor = layer.input[0] if isinstance(layer.input, list) else layer.input
     never_trained = not mean.any() and (variance == 1).all()
-    if never_trained or axis not in (-1, len(tensor.shape) - 1):
+    if never_trained or axis not in (-1, len(submodel.output.shape) - 1):
         return None
-    submodel = _submodel(model, tensor)
 
     def run(inputs: Mapping[str, Array]) -> Array:
-        arrays = [inputs[spec.name] for spec in model.inputs]
-        return np.asarray(submodel(arrays, training=False))
+        return np.asarray(submodel([inputs[spec.name] for spec in model.inputs], training=False))
 
     return run, mean, variance
 
 
-def _submodel(model: LoadedModel, output: Any) -> Any:
-    if model.framework == "tf_keras":
-        import tf_keras as framework
+def _up_to_batch_norm(model: Any, framework: str) -> tuple[Any, Any] | None:
+    """Returns the first BatchNormalization in a model or its nested models, and the part of the model before it."""
+    for layer, tensors in graph_layers(model):
+        if type(layer).__name__ == "BatchNormalization":
+            return layer, _new_model(framework, model.inputs, tensors[0])
+        nested = _up_to_batch_norm(layer, framework)
+        if nested is not None:
+            norm, before = nested
+            return norm, _new_model(framework, model.inputs, before(list(tensors)))
+    return None
+
+
+def _new_model(framework: str, inputs: Any, outputs: Any) -> Any:
+    if framework == "tf_keras":
+        import tf_keras as keras
     else:
-        import keras as framework
-    return framework.Model(model.model.inputs, output)
+        import keras
+    return keras.Model(list(inputs), outputs)
 
 
 def _describe(name: str, array: Array) -> InputRange:
@@ -220,7 +229,7 @@ def _audit_input(described: InputRange, array: Array) -> list[Finding]:
     if described.minimum == described.maximum:
         text = f"input {name!r} has the same value everywhere ({described.minimum:g})"
         return [Finding(level="warning", text=text, fix="check how the samples were made")]
-    if described.constant_channels:
+    if described.constant_channels and array.dtype.kind == "f":  # the last axis of token numbers is time
         text = f"input {name!r}: {described.constant_channels} of {array.shape[-1]} channels never change"
         findings.append(Finding(level="warning", text=text, fix="check that these channels carry data"))
     if array.dtype.kind == "f":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +13,11 @@ from edgecompress.artifacts import read_artifact
 from edgecompress.benchmark.cpu import benchmark_cpu
 from edgecompress.benchmark.measurement import Measurement
 from edgecompress.converters.tflite import FloatConverter, freeze_graph
-from edgecompress.data import apply_shapes, fix_shapes, load_data
+from edgecompress.data import Dataset, fix_shapes, load_data
 from edgecompress.errors import UsageError
 from edgecompress.machine import describe_machine
-from edgecompress.models import load_model
 from edgecompress.verify.metrics import Scores, score
-from edgecompress.verify.predictor import is_tflite, open_predictor
+from edgecompress.verify.predictor import Predictor, open_predictor
 
 
 class Row(BaseModel):
@@ -76,56 +74,39 @@ def compare(  # noqa: PLR0913 (each is one option of the command line)
     """
     if len(models) < 2:  # noqa: PLR2004 (one model has nothing to be compared with)
         raise UsageError("compare takes two or more models", received=len(models), fix="or use `benchmark`")
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        files = [
-            _as_tflite(model, Path(scratch, str(index)), stack, input_shape, custom_objects, unsafe=unsafe)
-            for index, model in enumerate(models)
-        ]
-        scores: list[Scores | None] = [None] * len(models)
-        source = None
-        if data is not None:
-            predictors = [
-                open_predictor(
-                    m, input_shape=input_shape, custom_objects=custom_objects, unsafe=unsafe, threads=threads
-                )
-                for m in models
-            ]
-            for index, predictor in enumerate(predictors):
+    files: list[Path] = []
+    scores: list[Scores | None] = []
+    predictors: list[Predictor] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for index, model in enumerate(models):
+            predictor = open_predictor(
+                model, input_shape=input_shape, custom_objects=custom_objects, unsafe=unsafe, threads=threads
+            )
+            dataset = None
+            if data is not None:
                 dataset = load_data(data, predictor.specs, input_range=input_range, unsafe=unsafe)
-                source = dataset.source
-                if dataset.labels is not None:
-                    scores[index] = score(predictor.predict(dataset), dataset.labels)
+            labels = None if dataset is None else dataset.labels
+            scores.append(None if dataset is None or labels is None else score(predictor.predict(dataset), labels))
+            files.append(_as_tflite(predictor, dataset, Path(scratch, str(index))))
+            predictors.append(predictor)
         measurements = benchmark_cpu(files, threads=threads, runs=runs)
-        rows = [
-            _row(model, file, found, measured)
-            for model, file, found, measured in zip(models, files, scores, measurements, strict=True)
-        ]
-    return Comparison(machine=describe_machine(), data=source, rows=tuple(rows))
+        rows = [_row(*parts) for parts in zip(predictors, files, scores, measurements, strict=True)]
+    return Comparison(machine=describe_machine(), data=None if dataset is None else dataset.source, rows=tuple(rows))
 
 
-def _as_tflite(
-    model: object,
-    folder: Path,
-    stack: ExitStack,
-    input_shape: Mapping[str, Sequence[int]] | None,
-    custom_objects: Mapping[str, Any] | None,
-    *,
-    unsafe: bool,
-) -> Path:
-    if is_tflite(model):
-        return Path(str(model))
-    converter = stack.enter_context(FloatConverter())
-    loaded = load_model(model, custom_objects=custom_objects, unsafe=unsafe)
+def _as_tflite(predictor: Predictor, dataset: Dataset | None, folder: Path) -> Path:
+    if isinstance(predictor.source, Path):
+        return predictor.source
     folder.mkdir()
-    fixed = fix_shapes(apply_shapes(loaded.inputs, input_shape or {}), None)
-    return converter.convert(freeze_graph(loaded, fixed), folder)
+    with FloatConverter() as converter:
+        return converter.convert(freeze_graph(predictor.source, fix_shapes(predictor.specs, dataset)), folder)
 
 
-def _row(model: object, file: Path, scores: Scores | None, measurement: Measurement) -> Row:
+def _row(predictor: Predictor, file: Path, scores: Scores | None, measurement: Measurement) -> Row:
     artifact = read_artifact(file)
     return Row(
-        model=Path(model).name if isinstance(model, (str, Path)) else str(getattr(model, "name", "model")),
-        as_float_tflite=not is_tflite(model),
+        model=predictor.name,
+        as_float_tflite=predictor.source is not file,
         parameters=artifact.parameters,
         macs=artifact.macs,
         size_bytes=artifact.size_bytes,

@@ -60,16 +60,6 @@ class EdgeCompressError(Exception):
         line = "; ".join(" ".join(part.split()) for part in parts)
         return line if self.fix is None else f"{line}. Fix: {' '.join(self.fix.split())}"
 
-    def __reduce__(self) -> tuple[object, ...]:
-        # Keyword-only arguments are not restored by Exception's own pickling, which child processes rely on.
-        return (_rebuild, (type(self), dict(self.__dict__)))
-
-
-def _rebuild(kind: type[EdgeCompressError], fields: dict[str, object]) -> EdgeCompressError:
-    error = kind.__new__(kind)
-    error.__dict__.update(fields)
-    return error
-
 
 class UsageError(EdgeCompressError):
     """A wrong option or bad input."""

@@ -17,7 +17,6 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -98,18 +97,22 @@ class LoadedModel:
         any_batch = all(spec.shape[0] is None for spec in self.inputs)
         values = sum(math.prod(array.shape[1:]) for array in inputs.values())
         batch = min(_PREDICT_BATCH, max(1, _PREDICT_VALUES // max(1, values))) if any_batch else 1
+        function = self._trace(fixed, batch=None if any_batch else 1)
         parts: list[list[Array]] = []
         for start in range(0, samples, batch):
             chunk = [inputs[spec.name][start : start + batch] for spec in fixed]
-            parts.append([np.asarray(tensor) for tensor in self._function(*chunk)])
+            parts.append([np.asarray(tensor) for tensor in function(*chunk)])
         return {name: np.concatenate([p[i] for p in parts]) for i, name in enumerate(self.outputs)}
 
-    @cached_property
-    def _function(self) -> Callable[..., list[Any]]:
+    def _trace(self, fixed: Sequence[InputSpec], *, batch: int | None) -> Callable[..., list[Any]]:
+        """Traces the model once, for every batch size: the last batch is a smaller one."""
         import tensorflow as tf
 
-        function: Callable[..., list[Any]] = tf.function(self.call, reduce_retracing=True, autograph=False)
-        return function
+        signature = [tf.TensorSpec((batch, *spec.sample_shape), spec.dtype) for spec in fixed]
+        traced = tf.function(self.call, input_signature=signature, autograph=False).get_concrete_function()
+        return lambda *arrays: traced(
+            *(tf.constant(array, spec.dtype) for array, spec in zip(arrays, fixed, strict=True))
+        )
 
     def recurrent_layers(self) -> tuple[str, ...]:
         """Returns the names of the recurrent layers, empty for a SavedModel (its graph has no layers)."""
@@ -129,6 +132,18 @@ def flatten_layers(model: Any) -> Iterator[Any]:
             yield from flatten_layers(layer)
         else:
             yield layer
+
+
+def graph_layers(model: Any) -> Iterator[tuple[Any, Sequence[Any]]]:
+    """Yields the layers and nested models in a Keras model's graph, each with its input tensors, in their order."""
+    graph = getattr(model, "_functional", None) or model
+    by_depth = getattr(graph, "_nodes_by_depth", None) or {}
+    for depth in sorted(by_depth, reverse=True):
+        for node in by_depth[depth]:
+            if hasattr(node, "operation"):  # Keras 3
+                yield node.operation, node.input_tensors
+            else:
+                yield node.layer, node.keras_inputs
 
 
 def load_model(source: object, *, custom_objects: Mapping[str, Any] | None = None, unsafe: bool = False) -> LoadedModel:
@@ -236,7 +251,7 @@ def _load_h5(path: Path, objects: dict[str, Any], *, unsafe: bool) -> LoadedMode
             text, version = file.attrs.get("model_config"), str(file.attrs.get("keras_version", ""))
         config = None if text is None else json.loads(text)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
-        raise ModelError(f"not a whole .h5 file ({_cause(error)})", where=path, fix="copy the file again") from None
+        raise ModelError(f"not a whole .h5 file ({cause_of(error)})", where=path, fix="copy the file again") from None
     if config is None:
         raise ModelError(
             "holds weights but no model", where=path,
@@ -278,7 +293,7 @@ def _rebuild(path: Path, config: object, version: str, objects: dict[str, Any], 
 
 
 def _not_rebuilt(path: Path, who: str, error: Exception) -> ModelError:
-    cause = _cause(error)
+    cause = cause_of(error)
     unknown = re.match(r"(?:Unknown [\w ]+:|Could not locate \w+) '?([\w.>]+)'?", cause)
     if unknown:
         name = unknown[1].split(">")[-1]
@@ -302,7 +317,7 @@ def _load_saved_model(path: Path, *, unsafe: bool) -> LoadedModel:
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"TensorFlow cannot load it: {_cause(error)}", where=path) from error
+        raise ModelError(f"TensorFlow cannot load it: {cause_of(error)}", where=path) from error
     signatures = dict(loaded.signatures)
     key = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
     if key is None or (len(signatures) > 1 and key != "serving_default"):
@@ -414,8 +429,11 @@ def _hash_path(path: Path) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def _cause(error: Exception) -> str:
-    """Returns the line of an error that says what went wrong; Keras puts the configuration of all layers before it."""
+def cause_of(error: Exception) -> str:
+    """Returns the line of an error that says what went wrong; Keras puts it in bold, or behind all configurations."""
     text = str(error).rsplit("Exception encountered:", 1)[-1]
+    bold = re.search(r"\x1b\[1m(.+?)\x1b\[0m", text, re.DOTALL)
+    if bold:
+        return " ".join(bold[1].split())[:300]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
+    return lines[0][:300] if lines else type(error).__name__

@@ -27,10 +27,9 @@ def whole_folder(destination: Path) -> Iterator[Path]:
     Raises:
         OutputError: The destination holds something else, or its parent cannot be written.
     """
-    destination = destination.absolute()
     try:
         _refuse_foreign(destination)
-        destination = destination.resolve()  # a link stays one, and what it points to is replaced
+        destination = destination.resolve()  # absolute; a link stays one, and what it points to is replaced
         workspace, lock = _make_workspace(destination)
     except OSError as error:
         not_a_folder = isinstance(error, (FileExistsError, NotADirectoryError))

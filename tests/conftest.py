@@ -44,6 +44,7 @@ def digits() -> ModuleType:
 @pytest.fixture(scope="session")
 def digits_cnn(digits: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Images (8, 8, 1) in [0, 1]; convolutions and a batch normalization."""
+    digits.keras.utils.set_random_seed(0)
     folder = tmp_path_factory.mktemp("cnn")
     return Trained(*digits.train(digits.make_cnn(), as_rows=False, epochs=_EPOCHS, folder=folder))
 
@@ -51,8 +52,19 @@ def digits_cnn(digits: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def digits_gru(digits: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """The same images as sequences (8, 8) of rows; a looped GRU."""
+    digits.keras.utils.set_random_seed(0)
     folder = tmp_path_factory.mktemp("gru")
     return Trained(*digits.train(digits.make_gru(), as_rows=True, epochs=_EPOCHS, folder=folder))
+
+
+@pytest.fixture(scope="session")
+def digits_int8(digits_cnn: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`digits_cnn` as an int8 .tflite file."""
+    import edgecompress
+
+    output = tmp_path_factory.mktemp("int8") / "out"
+    edgecompress.convert(digits_cnn.model, "pixel", data=digits_cnn.data, output=output, benchmark=False)
+    return output / "digits_cnn.tflite"
 
 
 @pytest.fixture(scope="session")

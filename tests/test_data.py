@@ -623,6 +623,12 @@ def test_the_data_fixes_what_varies() -> None:
     assert fix_shapes(ANY_PICTURE, data) == (InputSpec("image", (1, 4, 6, 3), "float32"),)
 
 
+def test_chosen_samples_are_contiguous() -> None:
+    chosen = Dataset({"x": np.asfortranarray(X)}).select(np.array([3, 1])).inputs["x"]
+    np.testing.assert_array_equal(chosen, X[[3, 1]])
+    assert chosen.flags.c_contiguous
+
+
 def test_dimensions_that_stay_unknown() -> None:
     message = refusal(fix_shapes, ANY_PICTURE, None)
     assert "input 'image' has dimensions that vary: (None, None, None, 3)" in message

@@ -78,6 +78,7 @@ def test_errors_survive_pickling(kind: type[EdgeCompressError]) -> None:
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301 (our own)
     assert type(copy) is kind
     assert str(copy) == str(error)
+    assert copy.args == error.args
     assert (copy.what, copy.where, copy.expected, copy.received, copy.fix) == ("wrong", "x", 1, 2, "c")
 
 

@@ -57,6 +57,4 @@ def evaluate(
     if dataset.labels is None:
         raise DataError("the data has no labels", where=dataset.source, fix="add an array y, or use class subfolders")
     scores = score(predictor.predict(dataset), dataset.labels)
-    return Evaluation(
-        model=predictor.name, data=dataset.source, scores=scores, class_names=dataset.class_names
-    )
+    return Evaluation(model=predictor.name, data=dataset.source, scores=scores, class_names=dataset.class_names)

@@ -112,7 +112,7 @@ def _compare(name: str, reference: Array, output: Array) -> OutputError:
     if np.isnan(reference).any():
         raise ModelError("the model answers NaN", where=name, fix="check its weights and the range of the samples")
     known = np.isfinite(reference)  # a masked entry may be infinite
-    difference = output.astype(np.float64).reshape(reference.shape)[known] - reference[known]
+    difference = output.reshape(reference.shape)[known] - reference[known]
     if not np.isfinite(difference).all():
         raise ConversionError(
             "the finished file answers NaN or infinity where the model does not", where=name,

@@ -11,7 +11,7 @@ from typing import Any
 from edgecompress.artifacts import read_artifact
 from edgecompress.benchmark.execute import run_tflite
 from edgecompress.data import Array, Dataset, InputSpec, apply_shapes, fix_shapes
-from edgecompress.models import load_model
+from edgecompress.models import LoadedModel, load_model
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,13 @@ class Predictor:
         name: What tables call it.
         specs: Its inputs in the user's terms: float where a .tflite file quantizes them itself.
         predict: From samples to outputs, arrays of shape (samples, …) by output name.
+        source: The .tflite file, or the Keras model.
     """
 
     name: str
     specs: tuple[InputSpec, ...]
     predict: Callable[[Dataset], dict[str, Array]]
+    source: Path | LoadedModel
 
 
 def is_tflite(model: object) -> bool:
@@ -54,14 +56,21 @@ def open_predictor(
         ModelError: It is neither.
     """
     if is_tflite(model) or (isinstance(model, (str, os.PathLike)) and Path(model).suffix == ".tflite"):
-        artifact = read_artifact(Path(str(model)))
-        specs = tuple(
-            InputSpec(name, (None, *tensor.shape[1:]), "float32" if tensor.scale is not None else tensor.dtype)
-            for name, tensor in artifact.signature.inputs.items()
-        )
-        return Predictor(
-            artifact.path.name, specs, lambda data: run_tflite(artifact.path, dict(data.inputs), threads=threads)
-        )
+        return _open_tflite(Path(str(model)), threads)
     loaded = load_model(model, custom_objects=custom_objects, unsafe=unsafe)
     specs = apply_shapes(loaded.inputs, input_shape or {})
-    return Predictor(loaded.name, specs, lambda data: loaded.predict(data.inputs, fixed=fix_shapes(specs, data)))
+    return Predictor(
+        loaded.name, specs, lambda data: loaded.predict(data.inputs, fixed=fix_shapes(specs, data)), loaded
+    )
+
+
+def _open_tflite(path: Path, threads: int) -> Predictor:
+    specs = tuple(
+        InputSpec(
+            name,
+            (None, *(None if size < 0 else size for size in tensor.shape[1:])),
+            "float32" if tensor.scale is not None else tensor.dtype,
+        )
+        for name, tensor in read_artifact(path).signature.inputs.items()
+    )
+    return Predictor(path.name, specs, lambda data: run_tflite(path, dict(data.inputs), threads=threads), path)

