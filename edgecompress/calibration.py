@@ -22,6 +22,8 @@ _MISMATCH = 1.2  # mean or log-variance of activations off by this much (in stan
 _FAR_BETTER = 0.3  # another range must cut the mismatch to this share before it is proposed,
 _CONVINCING = 0.6  # and to less than this
 _LARGE_VALUES = 32.0  # an image model without a scaling layer is hardly ever trained on such values
+_TINY_SPAN = 0.05  # of samples behind a Rescaling layer; trained networks see about 1 or 2
+_LARGEST_PIXEL = 255
 _IMAGE_RANK = 4
 _OUTLIER_RATIO = 10.0  # full range against the range of 99.8 % of the values
 _IMBALANCE = 10.0
@@ -152,13 +154,19 @@ def _range_fix(change: str, probe: Dataset) -> str:
 
 
 def _audit_range_without_statistics(model: LoadedModel, probe: Dataset) -> list[Finding]:
-    if not model.is_keras or _scales_its_input(model):
+    layers = list(flatten_layers(model.model)) if model.is_keras else []
+    rescaling = next((layer for layer in layers if type(layer).__name__ == "Rescaling"), None)
+    if rescaling is not None:
+        return _audit_rescaled(rescaling, probe)
+    if not layers or any(type(layer).__name__ == "Normalization" for layer in layers):
         return []
     findings = []
     for spec in model.inputs:
         array = probe.inputs[spec.name]
         largest = float(np.abs(array).max())
-        if len(spec.shape) == _IMAGE_RANK and np.dtype(spec.dtype).kind == "f" and largest > _LARGE_VALUES:
+        whole = array.min() >= 0 and array.max() <= _LARGEST_PIXEL and np.array_equal(array, np.round(array))
+        pixels = whole or len(spec.shape) == _IMAGE_RANK
+        if pixels and np.dtype(spec.dtype).kind == "f" and largest > _LARGE_VALUES:
             text = (
                 f"input {spec.name!r} has values up to {largest:g}, and the model neither scales its input nor has "
                 "BatchNormalization to compare with: networks are usually trained on [0, 1] or [-1, 1]"
@@ -168,8 +176,15 @@ def _audit_range_without_statistics(model: LoadedModel, probe: Dataset) -> list[
     return findings
 
 
-def _scales_its_input(model: LoadedModel) -> bool:
-    return any(type(layer).__name__ in ("Rescaling", "Normalization") for layer in flatten_layers(model.model))
+def _audit_rescaled(rescaling: Any, probe: Dataset) -> list[Finding]:
+    """A model that divides by 255 itself takes [0, 255]; samples in [0, 1] come out as almost nothing."""
+    span = max(float(array.max()) - float(array.min()) for array in probe.inputs.values())
+    scale = float(np.max(np.abs(rescaling.scale)))
+    if span == 0 or span * scale > _TINY_SPAN:
+        return []
+    text = f"the model's Rescaling layer multiplies by {scale:g}, and leaves a range of only {span * scale:g}"
+    fix = "give samples as the model was trained on, e.g. pixels from 0 to 255 rather than 0 to 1"
+    return [Finding(level="warning", text=text, fix=fix)]
 
 
 def _first_batch_norm(model: LoadedModel) -> tuple[Any, Array, Array] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -71,6 +72,17 @@ class Dataset:
         """Returns the samples at `indices`, in that order."""
         inputs = {name: np.ascontiguousarray(array[indices]) for name, array in self.inputs.items()}
         return replace(self, inputs=inputs, labels=None if self.labels is None else self.labels[indices])
+
+
+def hash_samples(*datasets: Dataset) -> str:
+    """Returns the SHA-256 of samples and labels, in order."""
+    digest = hashlib.sha256()
+    for dataset in datasets:
+        for name, array in [*sorted(dataset.inputs.items()), ("labels", dataset.labels)]:
+            if array is not None:
+                digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def load_data(

@@ -65,7 +65,7 @@ _PACKAGES: tuple[tuple[str, Literal["conversion", "runtime"], str, str], ...] = 
     ("pillow", "conversion", "image folders as data", 'pip install "edgecompress[images]"'),
     ("ai-edge-litert", "runtime", "running .tflite files", "pip install ai-edge-litert"),
     ("tflite-runtime", "runtime", "running .tflite files as old devices do",
-     'pip install "edgecompress[tflite-runtime]" in an environment of its own (it needs numpy < 2)'),
+     "it needs numpy < 2: install both in an environment of their own and run benchmark/runner.py there"),
     ("tflite-micro", "runtime", "running files as microcontrollers do", 'pip install "edgecompress[micro]"'),
 )  # fmt: skip
 

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import re
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from edgecompress.safety import (
     refuse_unknown_classes,
     refuse_unsafe_layers,
 )
+from edgecompress.sources import users_code
 
 _PREDICT_BATCH = 32
 # What `zipfile` and `json` raise for the many ways in which an archive can be damaged.
@@ -201,18 +201,16 @@ def import_custom_objects(names: Sequence[str]) -> dict[str, Any]:
         UsageError: A name is not of that form, or cannot be imported.
     """
     objects: dict[str, Any] = {}
-    sys.path.insert(0, str(Path.cwd()))
-    try:
+    with users_code():
         for text in names:
             module, _, name = text.partition(":")
             if not module or not name:
                 raise UsageError("--custom-objects takes module:NAME", received=text)
             try:
                 objects[name] = getattr(importlib.import_module(module), name)
-            except (ImportError, AttributeError) as error:
-                raise UsageError(f"--custom-objects cannot import it ({error})", where=text) from None
-    finally:
-        sys.path.pop(0)
+            except (Exception, SystemExit) as error:
+                reason = f"{type(error).__name__}: {error}"
+                raise UsageError(f"--custom-objects cannot import it ({reason})", where=text) from error
     return objects
 
 
@@ -328,7 +326,7 @@ def _load_saved_model(path: Path, *, unsafe: bool) -> LoadedModel:
     function = signatures[key]
     # The signature is a protobuf map, whose order changes from process to process: sorted, files come out the same.
     specs = tuple(
-        InputSpec(name, _shape(spec.shape), spec.dtype.name)
+        InputSpec(name, _shape(spec.shape), _number_type(name, spec.dtype.name))
         for name, spec in sorted(function.structured_input_signature[1].items())
     )
     digest, size = _hash_path(path)
@@ -356,7 +354,7 @@ def _from_keras(model: Any, framework: str, path: Path | None) -> LoadedModel:
     inputs, outputs = _structures(model)
     names = _names(framework, inputs, [_layer_name(tensor) for tensor in tensors])
     specs = tuple(
-        InputSpec(name, _shape(tensor.shape), str(getattr(tensor.dtype, "name", tensor.dtype)))
+        InputSpec(name, _shape(tensor.shape), _number_type(name, str(getattr(tensor.dtype, "name", tensor.dtype))))
         for name, tensor in zip(names, tensors, strict=True)
     )
     output_names = getattr(model, "output_names", None) or [model.layers[-1].name]
@@ -407,6 +405,15 @@ def _unique(names: Sequence[str]) -> tuple[str, ...]:
         seen[name] = seen.get(name, 0) + 1
         result.append(name if seen[name] == 1 else f"{name}_{seen[name] - 1}")
     return tuple(result)
+
+
+def _number_type(name: str, dtype: str) -> str:
+    if dtype in ("string", "resource", "variant"):
+        raise ModelError(
+            f"input {name!r} takes {dtype}s, and .tflite files here take numbers",
+            fix="leave the text preprocessing out of the model and feed it the numbers that come out",
+        )
+    return dtype
 
 
 def _shape(shape: Any) -> tuple[int | None, ...]:

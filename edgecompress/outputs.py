@@ -30,19 +30,28 @@ def whole_folder(destination: Path) -> Iterator[Path]:
     try:
         _refuse_foreign(destination)
         destination = destination.resolve()  # absolute; a link stays one, and what it points to is replaced
+        missing = [folder for folder in destination.parents if not folder.exists()]
         workspace, lock = _make_workspace(destination)
     except OSError as error:
-        not_a_folder = isinstance(error, (FileExistsError, NotADirectoryError))
-        reason = "what it should lie in is not a folder" if not_a_folder else error.strerror
-        raise OutputError(
-            f"cannot be written ({reason})", where=destination, fix="choose another folder with -o"
-        ) from None
+        raise _unwritable(destination, error) from None
     try:
         yield workspace
-        _publish(workspace, destination)
+        try:
+            _publish(workspace, destination)
+        except OSError as error:
+            raise _unwritable(destination, error) from None
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
         os.close(lock)
+        for folder in missing:  # those made for nothing; one that holds something stays
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _unwritable(destination: Path, error: OSError) -> OutputError:
+    not_a_folder = isinstance(error, (FileExistsError, NotADirectoryError))
+    reason = "what it should lie in is not a folder" if not_a_folder else error.strerror
+    return OutputError(f"cannot be written ({reason})", where=destination, fix="choose another folder with -o")
 
 
 def _refuse_foreign(destination: Path) -> None:
@@ -50,6 +59,11 @@ def _refuse_foreign(destination: Path) -> None:
         raise OutputError(
             "names a file, but a folder is written (the model, its report and golden vectors)",
             where=destination, fix=f"-o {destination.with_suffix('')}",
+        )  # fmt: skip
+    if destination.is_mount():
+        raise OutputError(
+            "is a mount point, which cannot be replaced as a whole", where=destination,
+            fix=f"choose a folder inside it: -o {destination / 'out'}",
         )  # fmt: skip
     if destination.is_dir():
         strangers = sorted({entry.name for entry in destination.iterdir()} - _own_files(destination))

@@ -18,13 +18,13 @@ from typing import Any
 from edgecompress.artifacts import Artifact, read_artifact
 from edgecompress.benchmark.cpu import benchmark_cpu
 from edgecompress.benchmark.execute import run_tflite
-from edgecompress.benchmark.measurement import Measurement
+from edgecompress.benchmark.measurement import Measurement, MeasurementKind
 from edgecompress.calibration import audit_calibration
 from edgecompress.check import check_limits
 from edgecompress.command import command_line
-from edgecompress.converters.ptq import QuantizationJob, quantize
+from edgecompress.converters.ptq import QuantizationJob, io_type, quantize
 from edgecompress.converters.tflite import FloatConverter, freeze_graph
-from edgecompress.data import Dataset, InputSpec, apply_shapes, fix_shapes, load_data, split_samples
+from edgecompress.data import Dataset, InputSpec, apply_shapes, fix_shapes, hash_samples, load_data, split_samples
 from edgecompress.errors import ConversionError, DataError, ExecutionError, UsageError
 from edgecompress.flatbuffer import with_metadata
 from edgecompress.machine import describe_machine
@@ -33,7 +33,9 @@ from edgecompress.outputs import REPORT_FILE, whole_folder
 from edgecompress.profiles import Profile, Target, load_profile
 from edgecompress.recipes import Recipe
 from edgecompress.report import Attempt, DataUsed, Report, SourceModel, Variant
-from edgecompress.schemes import QuantizationScheme
+from edgecompress.report.notes import notes_on
+from edgecompress.schemes import Algorithm, QuantizationScheme
+from edgecompress.verify.metrics import Scores
 from edgecompress.verify.verification import Verified, random_inputs, verify, write_golden
 from edgecompress.versions import decisive_versions, own_version
 
@@ -134,12 +136,12 @@ def convert(  # noqa: PLR0913 (each is one option of the command line)
         verified = verify(answers, outputs, samples.held_out.labels, samples.kind)
         write_golden(folder / "golden.npz", samples.held_out.inputs, answers, outputs)
 
-        measured: tuple[Measurement | None, ...] = (None, None)
+        measured: tuple[Measurement, ...] = ()
         if benchmark:
             say("benchmark", 0, 1)
-            measured = benchmark_cpu([float_file, final], threads=threads, runs=_RUNS, min_seconds=_MIN_SECONDS)
+            measured = _measure([float_file, final], threads)
 
-        violations = check_limits(after, device, latency_ms=_latency_on_device(device, measured[1]))
+        violations = check_limits(after, device, latency_ms=_latency_on_device(device, measured[1:]))
         report = Report(
             command=command_line(
                 model, device if profile is device else profile, data=data, output=output, recipe=plan,
@@ -149,6 +151,7 @@ def convert(  # noqa: PLR0913 (each is one option of the command line)
             versions=decisive_versions(),
             machine=describe_machine(),
             profile=device.name,
+            profile_sha256=hashlib.sha256(device.model_dump_json().encode()).hexdigest(),
             source=_describe_source(source),
             recipe=plan,
             data=samples.used,
@@ -156,10 +159,10 @@ def convert(  # noqa: PLR0913 (each is one option of the command line)
             attempts=attempts,
             audit=audit,
             verified=verified,
-            before=_variant(QuantizationScheme.FLOAT32, before, verified.float_scores, measured[0]),
-            after=_variant(scheme, after, verified.scores, measured[1]),
+            before=_variant(QuantizationScheme.FLOAT32, before, verified.float_scores, measured[:1]),
+            after=_variant(scheme, after, verified.scores, measured[1:]),
             violations=violations,
-            notes=_notes(device, scheme, after, samples, attempts, benchmark=benchmark),
+            notes=notes_on(device, plan, scheme, after, samples.used, attempts, verified, measured),
             failed=(*(str(violation) for violation in violations), *_failed_threshold(verified, plan)),
             files={file.name: _sha256(file) for file in sorted(folder.iterdir())},
             output=str(destination),
@@ -169,9 +172,13 @@ def convert(  # noqa: PLR0913 (each is one option of the command line)
 
 
 def _stem(model: object) -> str:
-    if isinstance(model, (str, os.PathLike)):
-        return Path(model).resolve().stem
-    return str(getattr(model, "name", "model"))
+    """Returns the model's name without its file suffix; what merely looks like one in a folder's name stays."""
+    if isinstance(model, LoadedModel) and model.path is not None:
+        model = model.path
+    if not isinstance(model, (str, os.PathLike)):
+        return str(getattr(model, "name", "model"))
+    path = Path(os.path.abspath(model))  # noqa: PTH100 (resolve() would follow links, and name what they point to)
+    return path.stem if path.suffix in (".keras", ".h5", ".hdf5") else path.name
 
 
 def _shapes_by_name(shape: Mapping[str, Sequence[int]] | Sequence[int] | None) -> dict[str, Sequence[int]]:
@@ -216,7 +223,13 @@ def _prepare_samples(
     calibration, held_out = split_samples(
         dataset, calibration=plan.quantization.calibration_samples, held_out=plan.verification.samples, seed=plan.seed
     )
-    used = DataUsed(source=dataset.source, samples=len(dataset), calibration=len(calibration), held_out=len(held_out))
+    used = DataUsed(
+        source=dataset.source,
+        samples=len(dataset),
+        calibration=len(calibration),
+        held_out=len(held_out),
+        sha256=hash_samples(calibration, held_out),
+    )
     return fix_shapes(specs, dataset), _Samples(calibration, held_out, used, dataset.class_names)
 
 
@@ -270,6 +283,7 @@ def _quantize(
     calibration: Dataset | None,
     say: Progress,
 ) -> Path:
+    _refuse_settings(plan, scheme)
     if scheme is QuantizationScheme.FLOAT32:
         return float_artifact.path
     if scheme.needs_calibration and any(op.name in _CONTROL_FLOW for op in float_artifact.ops):
@@ -293,6 +307,22 @@ def _quantize(
         progress=lambda done, total: say("calibrate", done, total),
     )  # fmt: skip
     return destination
+
+
+def _refuse_settings(plan: Recipe, scheme: QuantizationScheme) -> None:
+    """Refuses what was asked for and a file of this scheme cannot have, rather than leaving it out without a word."""
+    settings = plan.quantization
+    for side, wanted in (("input", settings.input_type), ("output", settings.output_type)):
+        if wanted is not None and io_type(scheme, wanted) is not wanted:
+            raise ConversionError(
+                f"{scheme} files have no {wanted} {side}s", expected=f"{io_type(scheme, wanted)} {side}s",
+                fix=f"leave --{side}-type out, or choose another --scheme",
+            )  # fmt: skip
+    if scheme in (QuantizationScheme.FLOAT16, QuantizationScheme.FLOAT32) and settings.algorithm != Algorithm.MIN_MAX:
+        raise ConversionError(
+            f"{scheme} files have no scales for {settings.algorithm} to find",
+            fix="leave --algorithm out, or choose another --scheme",
+        )
 
 
 def _prove_it_runs(file: Path, scheme: QuantizationScheme) -> None:
@@ -321,7 +351,20 @@ def _write_final(
     final.write_bytes(with_metadata(quantized.read_bytes(), metadata=metadata))
 
 
-def _variant(scheme: QuantizationScheme, artifact: Artifact, scores: Any, measurement: Measurement | None) -> Variant:
+def _measure(files: Sequence[Path], threads: int) -> tuple[Measurement, ...]:
+    """Measures on this machine's CPU; a file that cannot be timed is still a verified file, so that is no error."""
+    try:
+        return benchmark_cpu(files, threads=threads, runs=_RUNS, min_seconds=_MIN_SECONDS)
+    except ExecutionError as error:
+        reason = str(error)
+        return tuple(
+            Measurement(target=Target.CPU, kind=MeasurementKind.MEASURED, unavailable_because=reason) for _ in files
+        )
+
+
+def _variant(
+    scheme: QuantizationScheme, artifact: Artifact, scores: Scores | None, measured: Sequence[Measurement]
+) -> Variant:
     return Variant(
         scheme=scheme,
         parameters=artifact.parameters,
@@ -329,45 +372,14 @@ def _variant(scheme: QuantizationScheme, artifact: Artifact, scores: Any, measur
         size_bytes=artifact.size_bytes,
         gzip_bytes=artifact.gzip_bytes,
         scores=scores,
-        measurement=measurement,
+        measurement=next(iter(measured), None),
     )
 
 
-def _latency_on_device(device: Profile, measurement: Measurement | None) -> float | None:
+def _latency_on_device(device: Profile, measured: Sequence[Measurement]) -> float | None:
     """A latency measured here says something about the device only if the device is this machine."""
     here = device.name == "host" and Target.CPU in device.runtime.targets
-    return measurement.latency.median_ms if here and measurement is not None and measurement.latency else None
-
-
-def _notes(
-    device: Profile,
-    scheme: QuantizationScheme,
-    after: Artifact,
-    samples: _Samples,
-    attempts: tuple[Attempt, ...],
-    *,
-    benchmark: bool,
-) -> tuple[str, ...]:
-    notes = [f"{attempt.scheme} was not made: {attempt.reason}" for attempt in attempts if attempt.outcome == "refused"]
-    if samples.used is None:
-        notes.append(
-            "No data was given: nothing was calibrated, and the comparison with the float model used seeded random "
-            "inputs, so it shows errors of the conversion but says nothing of accuracy. Pass --data."
-        )
-    elif samples.kind == "calibration":
-        notes.append("There was one sample only: the file was verified on the sample that calibrated it.")
-    elif samples.held_out.labels is None:
-        notes.append("The data has no labels: agreement with the float model is reported instead of accuracy.")
-    if scheme is QuantizationScheme.DYNAMIC:
-        notes.append("dynamic: weights are int8, activations are float between operators and quantized while running.")
-    if scheme.needs_calibration and after.float_ops:
-        names = ", ".join(sorted({op.name for op in after.float_ops}))
-        notes.append(f"{len(after.float_ops)} operators were left in float: {names}.")
-    if benchmark and device.name != "host":
-        notes.append(f"Latency is of this machine's CPU, not of {device.title}.")
-    if device.limits.arena_bytes is not None:
-        notes.append("The tensor arena was not checked: its size is unknown.")
-    return tuple(notes)
+    return next((one.latency.median_ms for one in measured if here and one.latency is not None), None)
 
 
 def _failed_threshold(verified: Verified, plan: Recipe) -> tuple[str, ...]:

@@ -172,7 +172,7 @@ def call_python(text: str) -> object:
     module_name, _, function_name = text.removeprefix("python:").partition(":")
     if not module_name or not function_name.isidentifier():
         raise DataError("not of the form python:module:function", where=text, fix="e.g. python:samples:load")
-    with _current_folder_on_path():
+    with users_code():
         try:
             module = importlib.import_module(module_name)
         except (Exception, SystemExit) as error:
@@ -196,12 +196,13 @@ def call_python(text: str) -> object:
 
 
 @contextlib.contextmanager
-def _current_folder_on_path() -> Iterator[None]:
-    """A user's own script lies in the current folder, which an installed command does not search."""
+def users_code() -> Iterator[None]:
+    """Lets a user's own code be found in the current folder, and keeps what it prints out of our output."""
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(folder)

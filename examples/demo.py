@@ -1,4 +1,7 @@
-"""Trains a small CNN and a small GRU on handwritten digits and converts both for a phone. Run by `make demo`."""
+"""Trains a small CNN and a small GRU on handwritten digits and converts both for a phone. Run by `make demo`.
+
+usage: demo.py [epochs]
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-EPOCHS = 30
+EPOCHS = sys.argv[1] if len(sys.argv) > 1 else "30"
 FOLDER = Path("demo")
 
 
@@ -15,9 +18,7 @@ def main() -> None:
     print("Training a CNN and a GRU on 1,200 handwritten digits ...", flush=True)
     script = Path(__file__).with_name("digits.py")
     # TensorFlow's start-up messages are kept back; if the training fails they are shown.
-    training = subprocess.run(
-        [sys.executable, script, FOLDER, str(EPOCHS)], capture_output=True, text=True, check=False
-    )
+    training = subprocess.run([sys.executable, script, FOLDER, EPOCHS], capture_output=True, text=True, check=False)
     if training.returncode != 0:
         raise SystemExit(training.stderr)
     program = Path(sys.executable).with_name("edgecompress").absolute()

@@ -5,16 +5,26 @@ Models are trained once a test process. The others come from packages that `make
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
+
+from edgecompress.converters.ptq import QuantizationJob, quantize
+from edgecompress.converters.tflite import FloatConverter, freeze_graph
+from edgecompress.data import Dataset, fix_shapes
+from edgecompress.isolate import Outcome, Progress
+from edgecompress.models import load_model
+from edgecompress.schemes import QuantizationScheme
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before any test imports TensorFlow
 
@@ -57,14 +67,70 @@ def digits_gru(digits: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> 
     return Trained(*digits.train(digits.make_gru(), as_rows=True, epochs=_EPOCHS, folder=folder))
 
 
-@pytest.fixture(scope="session")
-def digits_int8(digits_cnn: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`digits_cnn` as an int8 .tflite file."""
-    import edgecompress
+class _Here:
+    """Stands in for `isolate.Child`: does a converter's work in this process."""
 
-    output = tmp_path_factory.mktemp("int8") / "out"
-    edgecompress.convert(digits_cnn.model, "pixel", data=digits_cnn.data, output=output, benchmark=False)
-    return output / "digits_cnn.tflite"
+    def __init__(self, module: str, **_options: Any) -> None:
+        self._module = module
+
+    def __enter__(self) -> _Here:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def run(
+        self, job: dict[str, Any], *, time_limit_s: float, progress: Progress | None = None
+    ) -> tuple[Outcome, dict[str, Any]]:
+        assert time_limit_s > 60
+        work = {"graph_child": "convert_graph", "ptq_child": "quantize_file"}[self._module.rpartition(".")[2]]
+        result = getattr(importlib.import_module(self._module), work)(job, progress or (lambda _done, _total: None))
+        return Outcome(0, "", "", timed_out=False), result
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def in_process() -> Callable[[], AbstractContextManager[None]]:
+    """A context in which converters work in this process, which has imported TensorFlow already."""
+
+    @contextlib.contextmanager
+    def patched() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("edgecompress.converters.tflite.Child", _Here)
+            patch.setattr("edgecompress.converters.ptq.Child", _Here)
+            yield
+
+    return patched
+
+
+@pytest.fixture(scope="session")
+def to_tflite(in_process: Callable[[], AbstractContextManager[None]]) -> Callable[[object, Path], Path]:
+    """A function from a model and a folder to the model's float .tflite file."""
+
+    def convert(model: object, folder: Path) -> Path:
+        loaded = load_model(model)
+        with in_process(), FloatConverter() as converter:
+            return converter.convert(freeze_graph(loaded, fix_shapes(loaded.inputs, None)), folder)
+
+    return convert
+
+
+@pytest.fixture(scope="session")
+def digits_int8(
+    digits_cnn: Trained,
+    to_tflite: Callable[[object, Path], Path],
+    in_process: Callable[[], AbstractContextManager[None]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """`digits_cnn` as an int8 .tflite file with float inputs and outputs."""
+    folder = tmp_path_factory.mktemp("int8")
+    with np.load(digits_cnn.data) as data, in_process():
+        file, job = folder / "digits_cnn.tflite", QuantizationJob(QuantizationScheme.INT8)
+        float_file = to_tflite(digits_cnn.model, folder)
+        quantize(float_file, file, job, calibration=Dataset({"image": data["x"][:100]}), threads=1)
+    return file
 
 
 @pytest.fixture(scope="session")

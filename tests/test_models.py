@@ -506,3 +506,18 @@ def test_the_hash_is_of_the_file_or_folder(tmp_path) -> None:
     model.export(tmp_path / "saved", verbose=False)
     folder = load_model(tmp_path / "saved")
     assert folder.size_bytes == sum(f.stat().st_size for f in (tmp_path / "saved").rglob("*") if f.is_file())
+
+
+def test_a_text_input_is_refused(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    class Length(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="text")])
+        def __call__(self, text):
+            return {"length": tf.strings.length(text)}
+
+    module = Length()
+    tf.saved_model.save(module, str(tmp_path / "text"), signatures={"serving_default": module.__call__})
+    with pytest.raises(ModelError, match="input 'text' takes strings") as caught:
+        load_model(tmp_path / "text")
+    assert "preprocessing" in str(caught.value)

@@ -116,3 +116,41 @@ def test_an_image_folder(digits_cnn, tmp_path) -> None:
     assert report.verified.scores is not None
     assert report.verified.scores.accuracy is not None
     assert report.verified.scores.accuracy > 0.7
+
+
+def test_a_latency_that_cannot_be_measured_is_a_note_and_no_failure(digits_cnn, monkeypatch) -> None:
+    from edgecompress import pipeline
+    from edgecompress.errors import ExecutionError
+
+    def broken(files, **_options):
+        raise ExecutionError("the runtime was ended at its time limit", where=files[0])
+
+    monkeypatch.setattr(pipeline, "benchmark_cpu", broken)
+    report = edgecompress.convert(digits_cnn[0], "pixel", data=digits_cnn[1])
+    assert report.after.measurement is not None
+    assert report.after.measurement.latency is None
+    assert "ended at its time limit" in (report.after.measurement.unavailable_because or "")
+    assert any(note.startswith("Latency was not measured") for note in report.notes)
+
+
+def test_the_report_names_its_data_and_what_was_not_checked(digits_cnn) -> None:
+    first = edgecompress.convert(digits_cnn[0], "coral-usb", data=digits_cnn[1], benchmark=False)
+    assert first.data is not None
+    assert len(first.data.sha256) == len(first.profile_sha256) == 64
+    assert any("edgetpu_compiler" in note for note in first.notes)
+    assert any("edge-tpu" in note for note in first.notes)
+    with np.load(digits_cnn[1]) as data:
+        changed = edgecompress.convert(digits_cnn[0], "coral-usb", data=(data["x"] * 0.5, data["y"]), benchmark=False)
+    assert changed.data is not None
+    assert changed.data.sha256 != first.data.sha256
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"), [("m.keras", "m"), ("a/b.h5", "b"), ("saved_v1.5", "saved_v1.5"), ("link.keras", "link")]
+)
+def test_outputs_are_named_after_the_model_as_the_user_calls_it(name: str, stem: str) -> None:
+    from edgecompress.pipeline import _stem
+
+    Path("blob").write_bytes(b"")
+    Path("link.keras").symlink_to("blob")
+    assert _stem(name) == stem

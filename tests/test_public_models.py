@@ -134,7 +134,7 @@ def music() -> np.ndarray:
     return (np.sum(tones, axis=0) / 4).astype(np.float32)[None, :, None].repeat(2, axis=0)
 
 
-@pytest.mark.parametrize(("scheme", "least_snr"), [("float32", 80), ("dynamic", 10)])
+@pytest.mark.parametrize(("scheme", "least_snr"), [("float32", 80), pytest.param("dynamic", 10, marks=slow)])
 def test_basic_pitch(convert, wheel_file, scheme, least_snr) -> None:
     folder = wheel_file("basic-pitch", "basic_pitch/saved_models/icassp_2022/nmp")
     report, artifact = convert(folder, "host", data=music(), scheme=scheme)

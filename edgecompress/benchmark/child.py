@@ -46,7 +46,9 @@ def run_runner(arguments: Sequence[str | Path], *, where: str, time_limit_s: flo
             f"the runtime {outcome.how_it_ended} while it ran the file",
             where=where,
             received=None if outcome.last_words.startswith("INFO: ") else outcome.last_words or None,
-            fix="give it more time" if outcome.timed_out else "check that the file is intact and made for this runtime",
+            fix="use more --threads or fewer samples"
+            if outcome.timed_out
+            else "check that the file is intact and made for this runtime",
         )
     if "error" in document:
         raise _reported(document, outcome)

@@ -40,7 +40,7 @@ def profile_ops(model: Path, *, threads: int = 1, runs: int = 20, time_limit_s: 
     Raises:
         UnavailableError: LiteRT is missing or another version than expected, or cannot profile this file.
     """
-    command = [sys.executable, "-m", __name__, str(model), "--threads", str(threads), "--runs", str(runs)]
+    command = [sys.executable, "-P", "-m", __name__, str(model), "--threads", str(threads), "--runs", str(runs)]
     outcome = run_command(command, time_limit_s=time_limit_s)
     document = read_document(outcome)
     if document is None:

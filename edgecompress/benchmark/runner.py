@@ -324,9 +324,9 @@ def benchmark(options: argparse.Namespace) -> dict[str, object]:
     gc.collect()
     gc.disable()
     warmups = time_in_turns(calls, runs=options.warmup - 1, seconds=0, deadline_ns=deadline_ns)
+    after = peak_memory_bytes()  # before the list of latencies grows
     times = time_in_turns(calls, runs=options.runs, seconds=options.min_seconds, deadline_ns=deadline_ns)
     gc.enable()
-    after = peak_memory_bytes()
     growth = after - before if can_reset and after is not None and before is not None else None
     return {
         "runtime": runtime.name,

@@ -36,6 +36,9 @@ def run(cli: click.Command, arguments: list[str] | None = None) -> int:
         except click.exceptions.Abort:
             _say_line("Interrupted.")
             return _INTERRUPTED
+        except click.exceptions.NoArgsIsHelpError as error:
+            _say_line(error.ctx.get_help() if error.ctx is not None else error.format_message())
+            return error.exit_code
         except click.ClickException as error:
             return _say_usage(error, words)
         except Exception as error:  # noqa: BLE001 (whatever is left is a fault of ours)

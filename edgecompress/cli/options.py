@@ -61,7 +61,10 @@ class Range(click.ParamType[tuple[float, float]]):
 
 
 def output_options(command: Command) -> Command:
-    """Adds --json and --quiet."""
+    """Adds --json, --quiet and --verbose; the last is seen by `lifecycle.run` before any command is."""
+    command = click.option(
+        "--verbose", is_flag=True, expose_value=False, help="Show what libraries print, and tracebacks."
+    )(command)
     command = click.option("--quiet", is_flag=True, help="Print nothing but errors.")(command)
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")(command)
 

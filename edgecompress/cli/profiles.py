@@ -60,8 +60,10 @@ def validate_command(profile: tuple[str, ...], as_json: bool, quiet: bool) -> No
 
 
 @command.command("schema")
-def schema_command() -> None:
-    """Print the JSON schema of a profile, for editors."""
+@output_options
+def schema_command(as_json: bool, quiet: bool) -> None:
+    """Print the JSON schema of a profile, for editors; it is JSON with and without --json."""
     from edgecompress.profiles import profile_schema
 
-    click.echo(json.dumps(profile_schema(), indent=2))
+    if as_json or not quiet:
+        click.echo(json.dumps(profile_schema(), indent=2))

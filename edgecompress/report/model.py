@@ -30,12 +30,13 @@ class SourceModel(_Part):
 
 
 class DataUsed(_Part):
-    """The samples: how many there were, and what each part was used for."""
+    """The samples: how many there were, what each part was used for, and the hash of those that were used."""
 
     source: str
     samples: int
     calibration: int
     held_out: int
+    sha256: str
 
 
 class Attempt(_Part):
@@ -78,6 +79,7 @@ class Report(_Part):
     versions: dict[str, str]
     machine: str
     profile: str
+    profile_sha256: str
     source: SourceModel
     recipe: Recipe
     data: DataUsed | None

@@ -92,7 +92,7 @@ def print_measurements(names: Sequence[str], measurements: Iterable[Measurement]
     for name, one in zip(names, found, strict=True):
         console.print(f"[dim]{escape(name)}: {escape(_where(one))}[/]")
         if one.per_op_unavailable_because:
-            console.print(f"- no operator profile: {escape(one.per_op_unavailable_because)}")
+            console.print(f"- {escape(one.per_op_unavailable_because)}")
         if one.per_op:
             profile = _table("operator", "µs", "share", right=(1, 2))
             for op in one.per_op:

@@ -266,3 +266,45 @@ def test_a_fault_of_ours_is_code_4_and_says_how_to_report_it(edgecompress, digit
     log = Path(done.err.split("report it with ")[1].strip())
     assert "Traceback" in log.read_text("utf-8")
     log.unlink()
+
+
+def test_a_failed_run_leaves_no_folders_that_it_made(refused) -> None:
+    assert "no such file" in refused("convert", "nothing.keras", "-o", "new/deep/out")
+
+
+def test_a_place_where_nobody_may_write(refused, digits_cnn) -> None:
+    line = refused("convert", digits_cnn[0], "-o", "/proc/edgecompress/out")
+    assert "/proc/edgecompress/out: cannot be written" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--scheme", "dynamic", "--input-type", "int8"], "dynamic files have no int8 inputs; expected float32 inputs"),
+        (["--scheme", "int8", "--output-type", "int16"], "int8 files have no int16 outputs; expected int8 outputs"),
+        (["--scheme", "float16", "--algorithm", "gptq"], "float16 files have no scales for gptq to find"),
+    ],
+)
+def test_options_that_the_scheme_cannot_keep(refused, digits_cnn, options, words) -> None:
+    assert words in refused("convert", digits_cnn[0], "--data", digits_cnn[1], *options)
+
+
+def test_custom_objects_in_a_broken_module(refused, digits_cnn, tmp_path) -> None:
+    (tmp_path / "broken.py").write_text("def half(:\n")
+    line = refused("convert", digits_cnn[0], "--custom-objects", "broken:half")
+    assert "broken:half: --custom-objects cannot import it (SyntaxError" in line
+
+
+def test_a_converter_that_crashes(refused, digits_cnn, monkeypatch, tmp_path_factory) -> None:
+    folder = tmp_path_factory.mktemp("stand_in")
+    (folder / "crashing_child.py").write_text(
+        "import os, signal, sys\nsys.stdin.readline()\nos.kill(os.getpid(), signal.SIGSEGV)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    from edgecompress.converters import tflite
+
+    original = tflite.Child
+    monkeypatch.setattr(tflite, "Child", lambda _module, **options: original("crashing_child", **options))
+    line = refused("convert", digits_cnn[0], "--data", digits_cnn[1])
+    assert "digits_cnn.keras: the TensorFlow Lite converter crashed (SIGSEGV)" in line
+    assert "Fix: " in line

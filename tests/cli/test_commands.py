@@ -164,3 +164,40 @@ def test_doctor(edgecompress) -> None:
 def test_quiet_says_nothing(edgecompress, digits_cnn) -> None:
     for words in (["inspect", digits_cnn[0]], ["doctor"], ["profiles", "list"]):
         assert edgecompress(*words, "--quiet") == (0, "", "")
+
+
+@pytest.mark.parametrize("words", [[], ["profiles"]])
+def test_a_bare_command_shows_its_help_as_it_is(edgecompress, words) -> None:
+    done = edgecompress(*words)
+    assert done.code == 2
+    assert "Error" not in done.err
+    assert done.err.startswith("Usage: edgecompress")
+    assert done.err.count("\n") > 5
+
+
+@pytest.mark.parametrize("name", ["list", "show", "validate", "schema"])
+def test_every_profiles_command_has_json_and_quiet(edgecompress, name) -> None:
+    text = edgecompress("profiles", name, "--help").out
+    assert "--json" in text
+    assert "--quiet" in text
+
+
+def test_per_op_imports_nothing_from_the_users_folder(edgecompress, int8_file) -> None:
+    Path("json.py").write_text("raise RuntimeError('the user's own')")
+    found = json.loads(edgecompress("benchmark", int8_file, "--runs", 1, "--per-op", "--json").out)
+    assert found["measurements"][0]["per_op"]
+
+
+def test_verbose_may_stand_anywhere(edgecompress) -> None:
+    assert edgecompress("profiles", "list", "--verbose").code == 0
+    assert edgecompress("--verbose", "profiles", "list").code == 0
+
+
+def test_what_a_users_module_prints_stays_out_of_the_document(edgecompress, digits_cnn) -> None:
+    Path("samples.py").write_text(
+        "print('hello')\nimport numpy as np\n"
+        "def load():\n    print('loading')\n"
+        f"    data = np.load({str(digits_cnn[1])!r})\n    return data['x'][:50], data['y'][:50]\n"
+    )
+    done = edgecompress("evaluate", digits_cnn[0], "--data", "python:samples:load", "--json")
+    assert json.loads(done.out)["scores"]["samples"] == 50

@@ -274,14 +274,20 @@ def test_a_real_crash_of_the_converter_leaves_this_process_alive(tmp_path) -> No
 FRESH = """
 import hashlib, sys, tempfile
 from pathlib import Path
-from edgecompress.converters.tflite import FloatConverter, freeze_graph
+from edgecompress.converters.graph_child import convert_graph
+from edgecompress.converters.tflite import freeze_graph
 from edgecompress.data import fix_shapes
 from edgecompress.models import load_model
 
-with FloatConverter() as converter, tempfile.TemporaryDirectory() as folder:
-    loaded = load_model(sys.argv[1])
-    file = converter.convert(freeze_graph(loaded, fix_shapes(loaded.inputs, None)), Path(folder))
-    print(hashlib.sha256(file.read_bytes()).hexdigest())
+loaded = load_model(sys.argv[1])
+graph = freeze_graph(loaded, fix_shapes(loaded.inputs, None))
+with tempfile.TemporaryDirectory() as folder:
+    source, destination = Path(folder, "graph.pb"), Path(folder, "m.tflite")
+    source.write_bytes(graph.graph_def)
+    inputs, outputs = list(graph.inputs.values()), list(graph.outputs.values())
+    job = {"graph": source, "inputs": inputs, "outputs": outputs, "destination": destination}
+    assert convert_graph(job, None) == {}
+    print(hashlib.sha256(destination.read_bytes()).hexdigest())
 """
 
 

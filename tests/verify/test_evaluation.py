@@ -87,7 +87,7 @@ def test_dimensions_that_vary_are_taken_from_the_data_or_given() -> None:
     assert evaluate(model, (samples, labels)).scores.samples == 6
     line = refusal(DataError, model, (samples, labels), input_shape={"x": (7, 3)})
     assert "wrong shape" in line
-    assert "(7, 3)" in refusal(DataError, model, (samples, labels), input_shape={"y": (7, 3)}) or "names no input"
+    assert "names no input" in refusal(DataError, model, (samples, labels), input_shape={"y": (7, 3)})
 
 
 # Files

@@ -1,0 +1,94 @@
+"""What a conversion skipped, assumed or left alone, and why, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from edgecompress.artifacts import Artifact
+from edgecompress.benchmark.measurement import Measurement
+from edgecompress.profiles import Profile, Target
+from edgecompress.recipes import Recipe
+from edgecompress.report.model import Attempt, DataUsed
+from edgecompress.schemes import Algorithm, QuantizationScheme
+from edgecompress.verify.verification import Verified
+
+_LARGE_DROP = 0.05
+_LOW_SNR_DB = 10.0
+_COMPILERS = {Target.EDGE_TPU: "edgetpu_compiler", Target.NPU: "the vendor's compiler (Vela for Ethos-U)"}
+
+
+def notes_on(  # noqa: PLR0913, PLR0917 (what there is to say something about)
+    device: Profile,
+    plan: Recipe,
+    scheme: QuantizationScheme,
+    after: Artifact,
+    data: DataUsed | None,
+    attempts: Sequence[Attempt],
+    verified: Verified,
+    measured: Sequence[Measurement],
+) -> tuple[str, ...]:
+    """Returns the notes of a report, the gravest first."""
+    refused = (f"{one.scheme} was not made: {one.reason}" for one in attempts if one.outcome == "refused")
+    return (
+        *_of_quality(verified),
+        *refused,
+        *_of_data(data, verified),
+        *_of_numbers(plan, scheme, after),
+        *_of_latency(device, measured),
+        *_of_unchecked(device),
+    )
+
+
+def _of_quality(verified: Verified) -> Iterator[str]:
+    drop = verified.accuracy_drop
+    if drop is not None and drop > _LARGE_DROP:
+        what = "accuracy fell by" if verified.scores is not None else "the share of changed answers is"
+        yield f"WARNING: {what} {drop:.1%}. Check the range of the samples, or try another --scheme or --algorithm."
+    for output in verified.outputs:
+        if output.snr_db is not None and output.snr_db < _LOW_SNR_DB:
+            yield f"WARNING: output {output.name} has only {output.snr_db:.1f} dB SNR against the float model."
+
+
+def _of_data(data: DataUsed | None, verified: Verified) -> Iterator[str]:
+    if data is None:
+        yield (
+            "No data was given: nothing was calibrated, and the comparison with the float model used seeded random "
+            "inputs, so it shows errors of the conversion but says nothing of accuracy. Pass --data."
+        )
+    elif verified.kind == "calibration":
+        yield "There was one sample only: the file was verified on the sample that calibrated it."
+    elif verified.scores is None:
+        yield "The data has no labels: agreement with the float model is reported instead of accuracy."
+
+
+def _of_numbers(plan: Recipe, scheme: QuantizationScheme, after: Artifact) -> Iterator[str]:
+    if scheme is QuantizationScheme.DYNAMIC:
+        yield "dynamic: weights are int8, activations are float between operators and quantized while running."
+    if scheme.needs_calibration and after.float_ops:
+        names = ", ".join(sorted({op.name for op in after.float_ops}))
+        yield f"{len(after.float_ops)} operators were left in float: {names}."
+    algorithm = plan.quantization.algorithm
+    if algorithm is not Algorithm.MIN_MAX:
+        yield f"{algorithm} was used for the operators that litert-quantizer offers it for, min_max for the rest."
+
+
+def _of_latency(device: Profile, measured: Sequence[Measurement]) -> Iterator[str]:
+    for one in measured[:1]:
+        if one.unavailable_because is not None:
+            yield f"Latency was not measured: {one.unavailable_because}"
+        elif device.name != "host":
+            yield f"Latency is of this machine's CPU, not of {device.title}."
+
+
+def _of_unchecked(device: Profile) -> Iterator[str]:
+    limits = device.limits
+    if limits.arena_bytes is not None:
+        yield f"The tensor arena ({limits.arena_bytes:,} bytes at most) was not checked: its size is unknown."
+    if limits.latency_ms is not None and device.name != "host":
+        yield f"The latency limit ({limits.latency_ms:g} ms) was not checked: the device is not here."
+    if device.name != "host":
+        rules = ", ".join(device.check.rules)
+        yield f"Which operators {', '.join(device.runtime.targets)} take was not checked (rule sets: {rules})."
+    for target, compiler in _COMPILERS.items():
+        if target in device.runtime.targets:
+            yield f"Before it runs on the {target}, the file must pass {compiler}."
