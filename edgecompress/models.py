@@ -172,7 +172,8 @@ def load_model(source: object, *, custom_objects: Mapping[str, Any] | None = Non
     except OSError as error:
         raise ModelError(f"cannot be read: {error.strerror}", where=path, fix="check its permissions") from None
     objects = dict(custom_objects or {})
-    if magic == b"\x89HDF\r\n\x1a\n":
+    archive = path.suffix == ".keras" and zipfile.is_zipfile(path)  # how Keras decides, whatever the file begins with
+    if magic == b"\x89HDF\r\n\x1a\n" and not archive:
         return _load_h5(path, objects, unsafe=unsafe)
     if magic.startswith(b"PK") or path.suffix == ".keras":
         return _load_keras(path, objects, unsafe=unsafe)
@@ -320,7 +321,8 @@ def _load_saved_model(path: Path, *, unsafe: bool) -> LoadedModel:
     key = "serving_default" if "serving_default" in signatures else next(iter(signatures), None)
     if key is None or (len(signatures) > 1 and key != "serving_default"):
         raise ModelError(
-            "no signature is called 'serving_default'", where=path, received=", ".join(signatures) or "no signatures",
+            "no signature is called 'serving_default'", where=path,
+            received=", ".join(sorted(signatures)) or "no signatures",
             fix="export it with model.export(folder)",
         )  # fmt: skip
     function = signatures[key]

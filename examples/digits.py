@@ -47,7 +47,6 @@ def make_gru() -> keras.Model:
 
 def train(model: keras.Model, *, as_rows: bool, epochs: int, folder: Path) -> tuple[Path, Path]:
     """Trains a model, and writes it as .keras and the test samples as .npz; returns both paths."""
-    keras.utils.set_random_seed(0)
     (x, y), (x_test, y_test) = digits(as_rows=as_rows)
     model.compile(keras.optimizers.Adam(3e-3), "sparse_categorical_crossentropy")
     model.fit(x, y, epochs=epochs, batch_size=32, verbose=0)
@@ -58,5 +57,6 @@ def train(model: keras.Model, *, as_rows: bool, epochs: int, folder: Path) -> tu
 
 
 if __name__ == "__main__":
+    keras.utils.set_random_seed(0)
     for build, as_rows in ((make_cnn, False), (make_gru, True)):
         train(build(), as_rows=as_rows, epochs=int(sys.argv[2]), folder=Path(sys.argv[1]))

@@ -111,6 +111,18 @@ def test_a_lambda_runs_from_a_trusted_file(tmp_path, framework, suffix) -> None:
     assert trace.exists()
 
 
+def test_a_lambda_behind_an_innocent_model_of_another_format(tmp_path, evil) -> None:
+    """What is read to judge the file must be what Keras reads to build the model."""
+    path = tmp_path / "m.keras"
+    innocent = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    innocent.save(tmp_path / "innocent.h5")
+    LAMBDA_PLACES["plain"](keras, touching_lambda(evil)).save(path)
+    evil.unlink(missing_ok=True)
+    path.write_bytes((tmp_path / "innocent.h5").read_bytes() + path.read_bytes())
+    assert zipfile.is_zipfile(path)
+    assert "is a Lambda" in refusal(path)
+
+
 def test_a_class_of_any_other_module_is_refused(tmp_path, evil) -> None:
     path = tmp_path / "m.keras"
     keras.Sequential([keras.Input((3,)), layers.Dense(2)]).save(path)

@@ -74,9 +74,7 @@ def refusal(call) -> str:
 
 
 @pytest.mark.parametrize("scheme", MADE)
-def test_each_scheme_is_as_accurate_as_the_float_model(
-    make_in_child, samples, float_accuracy, float_file, scheme
-) -> None:
+def test_each_scheme_keeps_the_accuracy(make_in_child, samples, float_accuracy, float_file, scheme) -> None:
     file = make_in_child(QuantizationJob(scheme))
     artifact = read_artifact(file)
     assert accuracy(file, samples) == pytest.approx(float_accuracy, abs=0.05 if "int4" in scheme else 0.02)
