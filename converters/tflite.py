@@ -19,8 +19,10 @@ from typing import Any, Self
 from edgecompress.data import InputSpec
 from edgecompress.errors import ConversionError
 from edgecompress.flatbuffer import Signature, with_metadata
+from edgecompress.functional import cause_of
 from edgecompress.isolate import Child, Outcome
-from edgecompress.models import LoadedModel, cause_of, flatten_layers
+from edgecompress.models import LoadedModel, flatten_layers
+from edgecompress.schemes import IoType
 
 _TIME_LIMIT_S = 1800.0
 _SIGNATURE_KEY = "serving_default"
@@ -120,13 +122,19 @@ class FloatConverter:
     ) -> None:
         self._child.close()
 
-    def convert(self, graph: FrozenGraph, folder: Path) -> Path:
+    def convert(self, graph: FrozenGraph, folder: Path, borders: tuple[IoType, IoType] | None = None) -> Path:
         """Writes `folder`/float.tflite, with the model's names in its signature.
+
+        Args:
+            graph: The model.
+            folder: Where to write.
+            borders: For a graph that was trained with quantization simulated: the types of the inputs and of the
+                outputs. The file is then int8, by the scales in the graph, and called int8.tflite.
 
         Raises:
             ConversionError: The converter refused the model, crashed or hung.
         """
-        source, destination = folder / "graph.pb", folder / "float.tflite"
+        source, destination = folder / "graph.pb", folder / ("int8.tflite" if borders else "float.tflite")
         source.write_bytes(graph.graph_def)
         job = {
             "graph": str(source),
@@ -134,6 +142,8 @@ class FloatConverter:
             "outputs": list(graph.outputs.values()),
             "destination": str(destination),
         }
+        if borders:
+            job |= {"input_type": borders[0].value, "output_type": borders[1].value}
         outcome, result = self._child.run(job, time_limit_s=_TIME_LIMIT_S)
         source.unlink()
         if result is None:

@@ -15,7 +15,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from edgecompress.data import Array, InputSpec
 from edgecompress.errors import ModelError, UnavailableError, UsageError
+from edgecompress.functional import as_functional, cause_of, no_inputs
 from edgecompress.safety import (
     advise_custom_object,
     refuse_dangerous_operations,
@@ -53,6 +54,7 @@ class LoadedModel:
         sha256: Hash of the file or folder it came from; of its weights if it came from memory.
         size_bytes: Size of that file or folder, or None.
         path: Where it came from, or None.
+        compile_config: What Keras stored of its optimizer, loss and metrics, or None.
     """
 
     model: Any
@@ -62,6 +64,7 @@ class LoadedModel:
     sha256: str
     size_bytes: int | None = None
     path: Path | None = None
+    compile_config: Mapping[str, Any] | None = None
     _keep_alive: object = field(default=None, repr=False)
 
     @property
@@ -239,7 +242,8 @@ def _load_keras(path: Path, objects: dict[str, Any], *, unsafe: bool) -> LoadedM
     if broken is not None:
         raise ModelError(f"damaged: {broken!r} inside fails its checksum", where=path, fix="copy the file again")
     _refuse_suffix(path, ".keras")
-    return _rebuild(path, config, str(version), objects, unsafe=unsafe)
+    loaded = _rebuild(path, config, str(version), objects, unsafe=unsafe)
+    return replace(loaded, compile_config=config.get("compile_config") or None)
 
 
 def _load_h5(path: Path, objects: dict[str, Any], *, unsafe: bool) -> LoadedModel:
@@ -248,6 +252,9 @@ def _load_h5(path: Path, objects: dict[str, Any], *, unsafe: bool) -> LoadedMode
     try:
         with h5py.File(path, "r") as file:
             text, version = file.attrs.get("model_config"), str(file.attrs.get("keras_version", ""))
+            training = json.loads(file.attrs.get("training_config", "null"))
+        if training and "optimizer_config" in training:
+            training["optimizer"] = training.pop("optimizer_config")  # the key that .keras files have
         config = None if text is None else json.loads(text)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise ModelError(f"not a whole .h5 file ({cause_of(error)})", where=path, fix="copy the file again") from None
@@ -257,7 +264,7 @@ def _load_h5(path: Path, objects: dict[str, Any], *, unsafe: bool) -> LoadedMode
             fix="build the model in Python, model.load_weights(...), model.save('model.keras'), and give that",
         )  # fmt: skip
     _refuse_suffix(path, ".h5", ".hdf5", ".keras")  # the last: Keras 2 could write either kind under that name
-    return _rebuild(path, config, version, objects, unsafe=unsafe)
+    return replace(_rebuild(path, config, version, objects, unsafe=unsafe), compile_config=training)
 
 
 def _refuse_suffix(path: Path, *allowed: str) -> None:
@@ -333,7 +340,7 @@ def _load_saved_model(path: Path, *, unsafe: bool) -> LoadedModel:
     )
     digest, size = _hash_path(path)
     outputs = tuple(sorted(function.structured_outputs))
-    return LoadedModel(function, "saved_model", specs, outputs, digest, size, path, loaded)
+    return LoadedModel(function, "saved_model", specs, outputs, digest, size, path, _keep_alive=loaded)
 
 
 def _from_memory(model: object) -> LoadedModel:
@@ -342,17 +349,16 @@ def _from_memory(model: object) -> LoadedModel:
     modules = {base.__module__.split(".")[0] for base in type(model).__mro__}
     for framework in ("keras", "tf_keras"):
         if framework in modules and hasattr(model, "weights"):
-            return _from_keras(model, framework, None)
+            return replace(_from_keras(model, framework, None), compile_config=_compile_config(model, framework))
     raise ModelError("not a model", expected="a path or a Keras model", received=type(model).__name__)
 
 
 def _from_keras(model: Any, framework: str, path: Path | None) -> LoadedModel:
+    if framework == "keras":
+        model = as_functional(model, where=path)
     tensors = getattr(model, "inputs", None)
     if not tensors:
-        raise ModelError(
-            "the model has no fixed inputs (it is subclassed, or was never built)", where=path or model.name,
-            fix="wrap it: x = keras.Input(shape); keras.Model(x, model(x)), or export it with model.export(folder)",
-        )  # fmt: skip
+        raise no_inputs(path or model.name)
     inputs, outputs = _structures(model)
     names = _names(framework, inputs, [_layer_name(tensor) for tensor in tensors])
     specs = tuple(
@@ -365,6 +371,18 @@ def _from_keras(model: Any, framework: str, path: Path | None) -> LoadedModel:
     else:
         digest, size = _hash_path(path)
     return LoadedModel(model, framework, specs, _names(framework, outputs, output_names), digest, size, path)
+
+
+def _compile_config(model: Any, framework: str) -> Mapping[str, Any] | None:
+    """Returns what Keras would store of a model's optimizer, loss and metrics."""
+    if not (getattr(model, "compiled", False) or getattr(model, "_is_compiled", False)):  # Keras 3, Keras 2
+        return None
+    config = dict(model.get_compile_config() or {})
+    if framework == "keras" and "optimizer" not in config and model.optimizer is not None:
+        import keras
+
+        config["optimizer"] = keras.saving.serialize_keras_object(model.optimizer)  # saving as .h5 had taken it out
+    return config or None
 
 
 def _tree(framework: str) -> Any:
@@ -436,13 +454,3 @@ def _hash_path(path: Path) -> tuple[str, int]:
                 digest.update(block)
                 size += len(block)
     return digest.hexdigest(), size
-
-
-def cause_of(error: Exception) -> str:
-    """Returns the line of an error that says what went wrong; Keras puts it in bold, or behind all configurations."""
-    text = str(error).rsplit("Exception encountered:", 1)[-1]
-    bold = re.search(r"\x1b\[1m(.+?)\x1b\[0m", text, re.DOTALL)
-    if bold:
-        return " ".join(bold[1].split())[:300]
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

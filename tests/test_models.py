@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgecompress.data import InputSpec
 from edgecompress.errors import ModelError, UsageError
+from edgecompress.functional import as_functional
 from edgecompress.models import import_custom_objects, load_model, save_model
 
 keras = pytest.importorskip("keras")
@@ -461,24 +463,130 @@ def test_an_unreadable_file(whole) -> None:
     assert "cannot be read: Permission denied" in refusal(whole)
 
 
-def test_a_model_without_inputs(tmp_path) -> None:
+@keras.saving.register_keras_serializable(package="tests")
+class Subclassed(keras.Model):
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        self.dense = layers.Dense(2, name="dense")
+
+    def call(self, x, training=False):  # noqa: ARG002 (as Keras's tutorials have it)
+        return keras.ops.relu(self.dense(x)) + 1
+
+
+def test_a_model_without_inputs() -> None:
+    assert "mine: the model has no fixed inputs" in refusal(Subclassed(name="mine"))
+    line = refusal(keras.Sequential([layers.Dense(2)]))
+    assert "was never built" in line
+    assert "keras.Model(x, model(x))" in line
+
+
+# Subclassed models
+
+
+def test_a_subclassed_model_is_traced(tmp_path) -> None:
+    model = Subclassed(name="mine")
+    model(A)
+    expected = model.predict(A, verbose=0)
+    for loaded in both_ways(model, tmp_path / "m.keras"):
+        assert names(loaded)[0] == ["x"]
+        assert loaded.inputs[0].shape == (None, 3)
+        check_answers(loaded, {"x": A}, {loaded.outputs[0]: expected})
+    assert load_model(model).name == "mine"
+    assert load_model(model).model.get_layer("dense") is model.dense
+
+
+def test_a_subclassed_model_of_several_inputs(tmp_path) -> None:
     @keras.saving.register_keras_serializable(package="tests")
-    class Subclassed(keras.Model):
-        def __init__(self, **options) -> None:
-            super().__init__(**options)
-            self.dense = layers.Dense(2)
+    class Two(Subclassed):
+        def call(self, both):
+            y = self.dense(both["left"])
+            return {"sum": y + both["right"][0], "difference": y - both["right"][1]}
+
+    model = Two()
+    right = [A[:, :2], B[:, :2]]
+    expected = {key: value.numpy() for key, value in model({"left": A, "right": right}).items()}
+    for loaded in both_ways(model, tmp_path / "m.keras"):
+        assert names(loaded) == (["left", "right_0", "right_1"], ["difference", "sum"])
+        check_answers(loaded, {"left": A, "right_0": right[0], "right_1": right[1]}, expected)
+
+
+def test_a_subclassed_model_of_several_arguments() -> None:
+    class Two(Subclassed):
+        def call(self, left, right):
+            return self.dense(left) + right
+
+    model = Two(name="two")
+    model(A, A[:, :2])
+    assert "two: a subclassed model of which Keras stored only the shape of the first argument" in refusal(model)
+    specs = [InputSpec("left", (None, 3), "float32"), InputSpec("right", (None, 2), "float32")]
+    loaded = load_model(as_functional(model, specs))
+    check_answers(loaded, {"left": A, "right": A[:, :2]}, {loaded.outputs[0]: model(A, A[:, :2]).numpy()})
+
+
+def branches(self, x):
+    return self.dense(x) if keras.ops.sum(x) > 0 else self.dense(-x)
+
+
+def numbers(self, x):
+    return self.dense(x) * float(np.sum(x))
+
+
+def otherwise(self, x):
+    return self.dense(x) * (2 if isinstance(x, keras.KerasTensor) else 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        (branches, "cannot be turned into a graph of layers"),
+        (numbers, "cannot be turned into a graph of layers"),
+        (otherwise, "does something else on symbolic tensors"),
+    ],
+)
+def test_a_subclassed_model_that_cannot_be_traced(call, why) -> None:
+    def build(self, shape):
+        self.dense.build(shape)
+
+    model = type("Stubborn", (Subclassed,), {"call": call, "build": build})(name="mine")
+    model(A)
+    line = refusal(model)
+    assert f"mine: its `call` {why}" in line
+    assert "Fix: use layers and keras.ops in `call`" in line
+
+
+def test_a_subclassed_model_with_weights_of_its_own() -> None:
+    class Own(Subclassed):
+        def build(self, shape):
+            self.dense.build(shape)
+            self.gain = self.add_weight(shape=(2,), name="gain")
 
         def call(self, x):
-            return self.dense(x)
+            return self.dense(x) * self.gain
 
-    model = Subclassed(name="mine")
-    assert "mine: the model has no fixed inputs" in refusal(model)
+    model = Own(name="own")
     model(A)
-    model.save(tmp_path / "m.keras")
-    line = refusal(tmp_path / "m.keras")
-    assert "m.keras: the model has no fixed inputs" in line
-    assert "keras.Model(x, model(x))" in line
-    assert "was never built" in refusal(keras.Sequential([layers.Dense(2)]))
+    assert "own: a subclassed model with weights of its own, outside layers; received own/gain" in refusal(model)
+
+
+# How a model was compiled
+
+
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+@pytest.mark.parametrize("framework", ["keras", "tf_keras"])
+@pytest.mark.filterwarnings("ignore:The `save_format` argument")
+def test_the_compile_config_is_kept(tmp_path, framework, suffix) -> None:
+    world = {"keras": keras, "tf_keras": tf_keras}[framework]
+    model = world.Sequential([world.Input((3,), name="x"), world.layers.Dense(2)])
+    assert load_model(model).compile_config is None
+    model.compile(world.optimizers.SGD(0.25), "mse", metrics=["mae"])
+    for loaded in both_ways(model, tmp_path / f"m.{suffix}"):
+        assert loaded.compile_config["loss"] == "mse"
+        assert loaded.compile_config["optimizer"]["config"]["learning_rate"] == 0.25
+
+
+def test_a_file_of_a_model_that_was_not_compiled(tmp_path) -> None:
+    for loaded in both_ways(sequential(layers.Dense(2)), tmp_path / "m.keras"):
+        assert loaded.compile_config is None
 
 
 def test_an_input_of_any_rank(tmp_path) -> None:

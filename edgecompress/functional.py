@@ -1,0 +1,183 @@
+"""Keras 3 models as graphs of layers: those that are none are traced, and graphs are copied."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edgecompress.data import InputSpec
+from edgecompress.errors import ModelError
+
+_CALL_FIX = (
+    "use layers and keras.ops in `call`, and no `if`, `for` or NumPy on the values of tensors; "
+    "or export it with model.export(folder)"
+)
+_TRACE_SIZE = 32  # what a dimension of unknown size is taken for when a traced model is compared
+
+
+def functional_graph(model: Any) -> Any:
+    """Returns the graph of layers that a functional, Sequential or nested Keras 3 model is; None if it has none."""
+    import keras
+
+    if isinstance(model, keras.Sequential):
+        return model._functional if type(model).call is keras.Sequential.call else None  # noqa: SLF001
+    return model if hasattr(model, "_nodes_by_depth") and type(model).call is _functional_class().call else None
+
+
+@functools.cache
+def _functional_class() -> type[Any]:
+    import keras
+
+    x = keras.Input(())
+    return type(keras.Model(x, x))
+
+
+def as_functional(model: Any, specs: Sequence[InputSpec] | None = None, *, where: object = None) -> Any:
+    """Returns a Keras 3 model as a graph of layers: itself if it is one, else traced.
+
+    A subclassed model's `call` is run once on symbolic inputs. The graph shares the layers of `model`.
+
+    Args:
+        model: A Keras 3 model.
+        specs: Its inputs, one for each tensor that `call` takes; None: of the shapes that it was built for.
+        where: What errors call the model; None: its name.
+
+    Raises:
+        ModelError: It has no known inputs, or has weights outside layers, or its `call` cannot be run on symbolic
+            tensors, or answers otherwise on real ones.
+    """
+    if functional_graph(model) is not None:
+        return model
+    where = where or model.name
+    arguments = _symbolic_arguments(model, specs, where)
+    own = [variable.path for variable in (*model._trainable_variables, *model._non_trainable_variables)]  # noqa: SLF001
+    if own:
+        raise ModelError(
+            "a subclassed model with weights of its own, outside layers", where=where, received=", ".join(own),
+            fix="put them, and what is done with them, into a layer",
+        )  # fmt: skip
+    try:
+        traced = _trace_call(model, arguments)
+        alike = _answers_alike(model, traced, arguments)
+    except Exception as error:
+        raise ModelError(
+            f"its `call` cannot be turned into a graph of layers ({type(error).__name__}: {cause_of(error)})",
+            where=where, fix=_CALL_FIX,
+        ) from error  # fmt: skip
+    if not alike:
+        raise ModelError(
+            "its `call` does something else on symbolic tensors than on real ones", where=where, fix=_CALL_FIX
+        )
+    return traced
+
+
+def _symbolic_arguments(model: Any, specs: Sequence[InputSpec] | None, where: object) -> dict[str, Any]:
+    """Returns symbolic inputs, by the name of the argument of `call`."""
+    import keras
+
+    parameters = inspect.signature(model.call).parameters.values()
+    names = [p.name for p in parameters if p.name not in ("training", "mask")]
+    if specs is None:
+        shapes = getattr(model, "_build_shapes_dict", None)  # where Keras keeps what a model was built for
+        if not shapes:
+            raise no_inputs(where)
+        if len(shapes) == 1:
+            shapes = {names[0]: next(iter(shapes.values()))}
+        shapes = {key.removesuffix("_shape"): shape for key, shape in shapes.items()}
+        unknown = [p.name for p in parameters if p.name in names and p.default is p.empty and p.name not in shapes]
+        if unknown:
+            raise ModelError(
+                "a subclassed model of which Keras stored only the shape of the first argument", where=where,
+                received=f"`call` with {', '.join(names)}", fix="let `call` take one list or dict of tensors",
+            )  # fmt: skip
+        return {name: _symbolic(shape, name, model.input_dtype) for name, shape in shapes.items()}
+    inputs = [keras.Input(batch_shape=spec.shape, dtype=spec.dtype, name=spec.name) for spec in specs]
+    return dict(zip(names, inputs, strict=True)) if len(inputs) <= len(names) else {names[0]: inputs}
+
+
+def _symbolic(shape: Any, name: str, dtype: str) -> Any:
+    """Returns an input of any batch, or a list or dict of them where the shapes are in one."""
+    import keras
+
+    if isinstance(shape, dict):
+        return {key: _symbolic(value, str(key), dtype) for key, value in shape.items()}
+    if all(size is None or isinstance(size, int) for size in shape):
+        return keras.Input(shape[1:], dtype=dtype, name=name)
+    return [_symbolic(value, f"{name}_{number}", dtype) for number, value in enumerate(shape)]
+
+
+def _trace_call(model: Any, arguments: dict[str, Any]) -> Any:
+    import keras
+
+    outputs = model.call(**arguments)
+    inputs = list(arguments.values())
+    return keras.Model(inputs[0] if len(inputs) == 1 else inputs, outputs, name=model.name)
+
+
+def _answers_alike(model: Any, traced: Any, arguments: dict[str, Any]) -> bool:
+    """Compares the two on random samples: `call` may treat symbolic tensors otherwise than real ones."""
+    import keras
+
+    random = np.random.default_rng(0)
+
+    def sample(tensor: Any) -> Any:
+        shape = [(_TRACE_SIZE if axis else 2) if size is None else size for axis, size in enumerate(tensor.shape)]
+        # Numbers from 0 to 2, because they may be indices of an embedding.
+        return keras.ops.cast(random.uniform(0, 2, shape), tensor.dtype)
+
+    samples = keras.tree.map_structure(sample, arguments)
+    values = list(samples.values())
+    expected = keras.tree.flatten(model(**samples))
+    received = keras.tree.flatten(traced(values[0] if len(values) == 1 else values))
+    return all(np.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True) for a, b in zip(expected, received, strict=True))
+
+
+def clone_model(model: Any) -> Any:
+    """Returns a copy of a Keras 3 model, with weights of its own; `model` is left as it is.
+
+    Raises:
+        ModelError: A layer cannot be made again from its configuration.
+    """
+    import keras
+
+    custom = {
+        type(layer).__name__: type(layer)
+        for layer in model._flatten_layers()  # noqa: SLF001
+        if not type(layer).__module__.startswith("keras.")
+    }
+    try:
+        with keras.saving.custom_object_scope(custom):
+            clone = keras.models.clone_model(model)
+        clone.set_weights(model.get_weights())
+    except Exception as error:
+        raise ModelError(
+            f"cannot be copied: {cause_of(error)}", where=model.name,
+            fix="give its custom layers a get_config() from which they can be made again",
+        ) from error  # fmt: skip
+    for layer, copy in zip(model._flatten_layers(), clone._flatten_layers(), strict=True):  # noqa: SLF001
+        copy.name = layer.name  # which the configuration of a custom layer may leave out
+        if not getattr(layer, "layers", None):
+            copy.trainable = layer.trainable
+    return clone
+
+
+def no_inputs(where: object) -> ModelError:
+    return ModelError(
+        "the model has no fixed inputs (it is subclassed, or was never built)", where=where,
+        fix="wrap it: x = keras.Input(shape); keras.Model(x, model(x)), or export it with model.export(folder)",
+    )  # fmt: skip
+
+
+def cause_of(error: Exception) -> str:
+    """Returns the line of an error that says what went wrong; Keras puts it in bold, or behind all configurations."""
+    text = str(error).rsplit("Exception encountered:", 1)[-1]
+    bold = re.search(r"\x1b\[1m(.+?)\x1b\[0m", text, re.DOTALL)
+    if bold:
+        return " ".join(bold[1].split())[:300]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

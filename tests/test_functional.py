@@ -1,0 +1,102 @@
+"""Subclassed models as graphs, and copies of graphs; `tests/test_models.py` loads such models from files."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from edgecompress.data import InputSpec
+from edgecompress.errors import ModelError
+from edgecompress.functional import as_functional, clone_model
+from edgecompress.models import load_model
+
+A = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+
+
+class Double(layers.Layer):
+    """A custom layer, unknown to Keras."""
+
+    def call(self, x):
+        return x * 2
+
+
+@keras.saving.register_keras_serializable(package="tests.functional")
+class Triple(layers.Layer):
+    """A custom layer that Keras knows."""
+
+    def call(self, x):
+        return x * 3
+
+
+class Nameless(layers.Layer):
+    """A custom layer whose configuration leaves its name out."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        self.dense = layers.Dense(3)
+
+    def build(self, shape) -> None:
+        self.dense.build(shape)
+
+    def call(self, x):
+        return self.dense(x)
+
+    def get_config(self):
+        return {}
+
+
+def test_given_inputs_go_before_what_a_model_was_built_for() -> None:
+    class Tokens(keras.Model):
+        def __init__(self) -> None:
+            super().__init__(name="tokens")
+            self.embedding, self.gru = layers.Embedding(9, 3), layers.GRU(2)
+
+        def call(self, tokens):
+            return self.gru(self.embedding(tokens))
+
+    model = Tokens()
+    graph = as_functional(model, [InputSpec("tokens", (None, None), "int32")])
+    assert graph.inputs[0].dtype == "int32"
+    tokens = np.array([[1, 2, 8]], np.int32)
+    np.testing.assert_allclose(graph(tokens), model(tokens), rtol=1e-5)
+
+
+def test_a_clone_has_weights_of_its_own(tmp_path) -> None:
+    inner = keras.Sequential([keras.Input((3,)), layers.Dense(3, name="frozen"), Triple()], name="inner")
+    inner.layers[0].trainable = False
+    shared = Double()
+    x = keras.Input((3,), name="x")
+    model = keras.Model({"x": x}, {"y": layers.BatchNormalization()(shared(inner(shared(x)))) + x[:, :1]})
+    before = model.get_weights()
+    clone = clone_model(model)
+    np.testing.assert_allclose(clone({"x": A})["y"], model({"x": A})["y"], rtol=1e-5)
+    assert not {id(v) for v in clone.variables} & {id(v) for v in model.variables}
+    assert [layer.name for layer in clone.layers] == [layer.name for layer in model.layers]
+    assert not clone.get_layer("inner").layers[0].trainable
+    assert len(clone.trainable_variables) == 2
+    clone.set_weights([weight + 1 for weight in clone.get_weights()])
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    model.save(tmp_path / "m.keras")  # the graph of the original is whole
+    load_model(tmp_path / "m.keras", custom_objects={"Double": Double})
+
+
+def test_a_layer_that_cannot_be_made_again_is_refused() -> None:
+    class NoConfig(keras.layers.Layer):
+        def __init__(self, function) -> None:
+            super().__init__()
+            self.function = function
+
+        def call(self, x):
+            return self.function(x)
+
+    x = keras.Input((3,))
+    with pytest.raises(ModelError, match=r"mine: cannot be copied: .*get_config"):
+        clone_model(keras.Model(x, NoConfig(keras.ops.relu)(x), name="mine"))
+
+
+def test_a_clone_keeps_names_that_configurations_leave_out() -> None:
+    x = keras.Input((3,))
+    model = keras.Model(x, Nameless(name="block")(x))
+    assert [layer.name for layer in clone_model(model).layers[1:]] == ["block"]
+    assert clone_model(model).get_layer("block").dense.kernel is not model.get_layer("block").dense.kernel
