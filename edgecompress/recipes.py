@@ -6,11 +6,12 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from edgecompress.errors import RecipeError
 from edgecompress.schemas import explain_validation_error
 from edgecompress.schemes import Algorithm, IoType, QuantizationScheme
+from edgecompress.techniques import Qat, Technique, Training
 
 # Strict: TOML has types of its own, and "200" or true in place of 200 is a mistake.
 _Count = Annotated[int, Field(gt=0, strict=True)]
@@ -45,8 +46,23 @@ class Recipe(_Part):
 
     schema_version: Literal[1] = Field(1, description="Version of this format.")
     seed: Annotated[int, Field(ge=0, strict=True)] = Field(0, description="Seed of every random choice.")
+    passes: tuple[Technique, ...] = Field((), description="What is done to the model, in this order.")
+    training: Training = Training()
     quantization: Quantization = Quantization()
     verification: Verification = Verification()
+
+    @field_validator("passes")
+    @classmethod
+    def _qat_comes_last(cls, passes: tuple[Technique, ...]) -> tuple[Technique, ...]:
+        kinds = [each.kind for each in passes]
+        if "qat" in kinds[:-1]:
+            raise ValueError("'qat' must be the last pass: it fixes the number types of the file")
+        return passes
+
+    @property
+    def qat(self) -> Qat | None:
+        """Quantization-aware training, if it is the last pass."""
+        return self.passes[-1] if self.passes and isinstance(self.passes[-1], Qat) else None
 
 
 def load_recipe(path: str | Path) -> Recipe:

@@ -13,6 +13,8 @@ from pydantic_core import ErrorDetails
 from edgecompress.errors import did_you_mean
 
 _LONGEST_VALUE = 60
+_LIST = "a list, in square brackets"
+_SHAPES = {"model_type": "a table", "tuple_type": _LIST, "list_type": _LIST}
 
 
 def explain_validation_error(error: ValidationError, root: type[BaseModel]) -> str:
@@ -69,6 +71,8 @@ def _explain(details: list[ErrorDetails], root: type[BaseModel]) -> str:
     place = _locate(detail, root)
     if kind == "extra_forbidden":
         return f"unknown key {place.key!r}: {did_you_mean(str(detail['loc'][-1]), place.owner.model_fields)}"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        return _explain_tag(detail, place.key)
     if kind == "missing":
         meaning = place.owner.model_fields[str(detail["loc"][-1])].description
         return f"key {place.key!r} is missing" + (f": {meaning}" if meaning else "")
@@ -76,13 +80,23 @@ def _explain(details: list[ErrorDetails], root: type[BaseModel]) -> str:
     if choices and all(each["type"] in ("enum", "literal_error") for each in details):
         return f"key {place.key!r} has the unknown value {_short(received)}: {did_you_mean(str(received), choices)}"
     got = f"received {_short(received)} ({type(received).__name__})"
-    if kind == "model_type":
-        return f"key {place.key!r} must be a table; {got}"
-    if kind in ("tuple_type", "list_type"):
-        return f"key {place.key!r} must be a list, in square brackets; {got}"
+    shape = _SHAPES.get(kind)
+    if shape is not None:
+        return f"key {place.key!r} must be {shape}; {got}"
     message = detail["msg"].removeprefix("Value error, ")
-    line = f"key {place.key!r}: {message[0].lower()}{message[1:]}"
+    line = f"{message[0].lower()}{message[1:]}"
+    line = f"key {place.key!r}: {line}" if place.key else line
     return line if isinstance(received, dict) else f"{line}; {got}"
+
+
+def _explain_tag(detail: ErrorDetails, key: str) -> str:
+    """Says what is wrong with the key that tells the members of a union apart."""
+    context = {name: str(value).replace("'", "") for name, value in detail["ctx"].items()}  # pydantic quotes them
+    key = f"{key}.{context['discriminator']}"
+    if "tag" not in context:
+        return f"key {key!r} is missing"
+    allowed = context["expected_tags"].split(", ")
+    return f"key {key!r} has the unknown value {context['tag']!r}: {did_you_mean(context['tag'], allowed)}"
 
 
 def _short(value: object) -> str:

@@ -8,10 +8,21 @@ from pydantic import ValidationError
 from edgecompress.errors import RecipeError
 from edgecompress.recipes import Quantization, Recipe, Verification, load_recipe
 from edgecompress.schemes import Algorithm, IoType, QuantizationScheme
+from edgecompress.techniques import Prune, Qat, Training
 
 WHOLE = """
 schema_version = 1
 seed = 7
+[[passes]]
+kind = "prune"
+sparsity = 0.8
+layers = { "conv.*" = 0.9 }
+[[passes]]
+kind = "qat"
+exclude = ["head"]
+[training]
+epochs = 8
+learning_rate = 1e-4
 [quantization]
 scheme = "int16x8"
 algorithm = "mse"
@@ -43,6 +54,8 @@ def refusal(path: str | Path) -> str:
 def test_a_whole_recipe(tmp_path: Path) -> None:
     assert load_recipe(str(write(tmp_path, WHOLE))) == Recipe(
         seed=7,
+        passes=(Prune(sparsity=0.8, layers={"conv.*": 0.9}), Qat(exclude=("head",))),
+        training=Training(epochs=8, learning_rate=1e-4),
         quantization=Quantization(
             scheme=QuantizationScheme.INT16X8,
             algorithm=Algorithm.MSE,
@@ -126,6 +139,14 @@ def test_a_file_that_is_not_toml(tmp_path: Path) -> None:
         (("= 0.01", '= "1%"'), ["'verification.max_accuracy_drop'", "valid number; received '1%' (str)"]),
         (("= 0.01", "= true"), ["'verification.max_accuracy_drop'", "valid number; received True (bool)"]),
         (("= 0.01", "= nan"), ["'verification.max_accuracy_drop'", "received nan (float)"]),
+        (("sparsity = 0.8", "sparsty = 0.8"), ["unknown key 'passes.0.sparsty'", "did you mean 'sparsity'?"]),
+        (("sparsity = 0.8", "sparsity = 1.0"), ["'passes.0.sparsity'", "less than 1; received 1.0 (float)"]),
+        (('kind = "prune"', 'kind = "prun"'), ["key 'passes.0.kind'", "'prun'", "did you mean 'prune'?"]),
+        (('kind = "prune"\n', ""), ["key 'passes.0.kind' is missing"]),
+        (("epochs = 8", "epochs = 0"), ["'training.epochs'", "greater than 0; received 0 (int)"]),
+        (("epochs = 8", "epoch = 8"), ["unknown key 'training.epoch'", "did you mean 'epochs'?"]),
+        (("= 1e-4", "= 0"), ["'training.learning_rate'", "greater than 0"]),
+        (('["head"]', '["("]'), ["'passes.1.exclude'", "'(' is not a regular expression"]),
         (("schema_version = 1", "schema_version = 2"), ["'schema_version' has the unknown value 2", "Allowed: 1"]),
     ],
 )  # fmt: skip
@@ -136,6 +157,13 @@ def test_a_wrong_key_or_value_is_named_with_its_remedy(
     message = refusal(write(tmp_path, WHOLE.replace(*change)))
     for word in words:
         assert word in message
+
+
+def test_qat_must_be_the_last_pass(tmp_path: Path) -> None:
+    message = refusal(write(tmp_path, '[[passes]]\nkind = "qat"\n[[passes]]\nkind = "prune"\n'))
+    assert "key 'passes': 'qat' must be the last pass" in message
+    assert Recipe(passes=(Prune(), Qat())).qat == Qat()
+    assert Recipe(passes=(Prune(),)).qat is None
 
 
 def test_a_part_that_is_no_table(tmp_path: Path) -> None:

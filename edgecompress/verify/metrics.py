@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -11,18 +10,11 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from edgecompress.errors import ConversionError, DataError, ModelError
+from edgecompress.labels import Task, class_numbers, task_of
 
 Array = npt.NDArray[Any]
 _TOP = 5
 _MOST_CONFUSION_CLASSES = 200  # beyond, the matrix says little and would be most of a report
-
-
-class Task(StrEnum):
-    """What the labels mean."""
-
-    CLASSIFICATION = "classification"
-    BINARY = "binary"  # one output: the probability, or the logit, of the class 1
-    REGRESSION = "regression"
 
 
 class Scores(BaseModel):
@@ -81,7 +73,7 @@ def score(outputs: Mapping[str, Array], labels: Array) -> Scores:
     Raises:
         DataError: The labels fit no output, or are out of range.
     """
-    fits = [(name, task) for name, output in outputs.items() if (task := _task_of(output, labels)) is not None]
+    fits = [(name, task) for name, output in outputs.items() if (task := task_of(output.shape, labels)) is not None]
     if not fits:
         shapes = ", ".join(f"{name}{output.shape}" for name, output in outputs.items())
         raise DataError("the labels fit no output", expected=shapes, received=f"labels of shape {labels.shape}")
@@ -94,7 +86,7 @@ def score(outputs: Mapping[str, Array], labels: Array) -> Scores:
         )  # fmt: skip
     one_hot = task is Task.CLASSIFICATION and labels.shape == outputs[name].shape
     likelihoods = _likelihoods(outputs[name], task)
-    numbers = labels.argmax(-1).reshape(-1) if one_hot else _class_numbers(labels, likelihoods.shape[-1])
+    numbers = labels.argmax(-1).reshape(-1) if one_hot else class_numbers(labels, likelihoods.shape[-1])
     return _classification(name, task, likelihoods, numbers)
 
 
@@ -129,28 +121,6 @@ def _compare(name: str, reference: Array, output: Array) -> OutputError:
     )
 
 
-def _task_of(output: Array, labels: Array) -> Task | None:
-    classes = output.shape[-1] if output.ndim > 1 else 1
-    # Keras takes class numbers stored as floats, too.
-    integral = labels.dtype.kind in "iub" or bool((labels == np.round(labels)).all())
-    if classes > 1 and integral and labels.shape in (output.shape[:-1], (*output.shape[:-1], 1)):
-        return Task.CLASSIFICATION
-    if classes > 1 and labels.shape == output.shape and _is_one_hot(labels):
-        return Task.CLASSIFICATION
-    if len(labels) == len(output) and _without_ones(labels) == _without_ones(output):
-        binary = classes == 1 and integral and set(np.unique(labels)) <= {0, 1}
-        return Task.BINARY if binary else Task.REGRESSION
-    return None
-
-
-def _without_ones(array: Array) -> list[int]:
-    return [size for size in array.shape if size != 1]
-
-
-def _is_one_hot(labels: Array) -> bool:
-    return bool(np.isin(labels, (0, 1)).all() and (labels.sum(-1) == 1).all())
-
-
 def _likelihoods(output: Array, task: Task) -> Array:
     """Returns one row a label: the entries of all classes."""
     if task is Task.CLASSIFICATION:
@@ -158,17 +128,6 @@ def _likelihoods(output: Array, task: Task) -> Array:
     flat = output.reshape(-1).astype(np.float64)
     threshold = 0.5 if flat.min() >= 0 and flat.max() <= 1 else 0.0
     return np.stack([np.full_like(flat, threshold), flat], axis=-1)
-
-
-def _class_numbers(labels: Array, classes: int) -> Array:
-    numbers = labels.reshape(-1).astype(np.int64)
-    if numbers.min() < 0 or numbers.max() >= classes:
-        bad = int(numbers[(numbers < 0) | (numbers >= classes)][0])
-        raise DataError(
-            "labels out of range", expected=f"0 to {classes - 1} (the model has {classes} classes)", received=bad,
-            fix="number the classes from 0, in the order of the model's outputs",
-        )  # fmt: skip
-    return numbers
 
 
 def _classification(name: str, task: Task, likelihoods: Array, labels: Array) -> Scores:

@@ -1,0 +1,97 @@
+"""What every pass is given and gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from edgecompress.data import Dataset
+from edgecompress.techniques import Training
+
+Progress = Callable[[str, int, int], None]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LayerPlan(_Value):
+    """What a technique will do with a layer, known before any training."""
+
+    layer: str = Field(description="The layer's name; 'outer/inner' inside a nested model.")
+    kind: str = Field(description="Name of its class.")
+    technique: str = Field(description="'prune', 'cluster' or 'qat'.")
+    applies: bool = Field(description="Whether the technique changes the layer.")
+    detail: str = Field(description="What will be done, or why it is left alone.")
+    fix: str | None = Field(None, description="How to have it done after all; absent where nothing is wrong.")
+    refused: bool = Field(False, description="Whether the run would end with an error because of this layer.")
+
+
+class LayerProof(_Value):
+    """What a pass reached in one kernel, counted in the weights after training."""
+
+    layer: str
+    weights: int = Field(description="Number of weights in the kernel.")
+    sparsity: float = Field(description="Share of zeros.")
+    distinct: int = Field(description="Number of distinct values; the largest over the channels where per channel.")
+    wanted: str = Field(description="What was asked for, in words.")
+
+
+class EpochLog(_Value):
+    """Figures of one epoch, by Keras's names: 'loss', 'val_loss', 'accuracy' and so on."""
+
+    epoch: int
+    figures: dict[str, float]
+
+
+class Trained(_Value):
+    """How a training went."""
+
+    samples: int
+    validation_samples: int
+    epochs: tuple[EpochLog, ...]
+    kept_epoch: int = Field(description="The epoch whose weights were kept, from 1.")
+    stopped: str | None = Field(None, description="Why it ended before the last epoch.")
+    optimizer: str
+    loss: str
+    resumed_at: int | None = Field(None, description="The epoch that a resumed run went on with.")
+    notes: tuple[str, ...] = Field((), description="What was inferred, or could not be carried over.")
+
+
+class PassResult(_Value):
+    """What a pass did."""
+
+    kind: str
+    plan: tuple[LayerPlan, ...]
+    proof: tuple[LayerProof, ...]
+    trained: Trained | None = Field(None, description="Absent for a pass that did not train.")
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PassContext:
+    """What a pass may use besides its own configuration.
+
+    Attributes:
+        training: Epochs, batch size and the like.
+        seed: Seed of every random choice.
+        data: Training samples with labels, fitted to the model's inputs; None: nothing is trained.
+        compile_config: What Keras stored of the model's optimizer, loss and metrics, or None.
+        checkpoints: Folder for the checkpoints of this pass, or None: none are written.
+        resume: Go on from the checkpoints found there.
+        identity: What the pass itself adds to the training, in words or JSON: checkpoints of another are refused.
+        say: Called with (step, done, total); text after the first ": " of the step is detail that changes.
+    """
+
+    training: Training = field(default_factory=Training)
+    seed: int = 0
+    data: Dataset | None = None
+    compile_config: Mapping[str, Any] | None = None
+    checkpoints: Path | None = None
+    resume: bool = False
+    identity: str = ""
+    say: Progress = lambda _step, _done, _total: None

@@ -1,0 +1,147 @@
+"""The compression techniques as data: each class's fields are the whole configuration of one pass.
+
+`edgecompress.recipes` puts them in order; `edgecompress.passes` does what they say.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+# Strict: TOML has types of its own, and "8" or true in place of 8 is a mistake.
+_Count = Annotated[int, Field(gt=0, strict=True)]
+_Positive = Annotated[float, Field(gt=0, strict=True, allow_inf_nan=False)]
+_Share = Annotated[float, Field(ge=0, le=1, strict=True)]
+_UpToHalf = Annotated[float, Field(ge=0, le=0.5, strict=True)]
+_Sparsity = Annotated[float, Field(ge=0, lt=1, strict=True)]
+_Clusters = Annotated[int, Field(ge=0, strict=True)]
+_Switch = Annotated[bool, Field(strict=True)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _check_patterns(patterns: Any) -> Any:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression ({error})") from None
+    return patterns
+
+
+class Training(_Part):
+    """How a compressed model is trained again. Passes that train share it."""
+
+    epochs: _Count = Field(5, description="Rounds over the training samples, for each pass that trains.")
+    batch_size: _Count = Field(32, description="Samples a step.")
+    learning_rate: _Positive | None = Field(
+        None, description="Absent: that of the optimizer the model was saved with, else 0.001."
+    )
+    validation: _UpToHalf = Field(0.1, description="Share of the training samples that is kept to judge epochs by.")
+    early_stopping: _Count | None = Field(
+        None, description="Stop after this many epochs without a better validation loss; absent: never."
+    )
+
+    @model_validator(mode="after")
+    def _can_be_judged(self) -> Training:
+        if self.early_stopping is not None and not self.validation:
+            raise ValueError("early_stopping judges epochs by validation samples, and validation is 0")
+        return self
+
+
+class Prune(_Part):
+    """Sets weights to zero (Zhu & Gupta 2017, arXiv:1710.01878), by TFMOT's `prune_low_magnitude`."""
+
+    kind: Literal["prune"] = "prune"
+    sparsity: _Sparsity = Field(0.5, description="Share of zeros to reach in each pruned kernel.")
+    layers: dict[str, _Sparsity] = Field(
+        {}, description="Sparsity by regular expression over layer names, the first that matches; 0 leaves alone."
+    )
+    schedule: Literal["polynomial", "constant"] = Field("polynomial", description="How sparsity grows while training.")
+    initial_sparsity: _Sparsity = Field(0.0, description="Where the polynomial schedule begins.")
+    begin: _Share = Field(0.0, description="When pruning begins, as a share of the training steps.")
+    end: _Share = Field(0.6, description="When the polynomial schedule has reached its goal, likewise.")
+    pattern: str | None = Field(None, description="N:M, e.g. '2:4': at least N zeros in each M weights.")
+    block: tuple[_Count, _Count] = Field((1, 1), description="Zeros come in blocks of this many rows and columns.")
+    block_pooling: Literal["AVG", "MAX"] = Field("AVG", description="What a block's weights are judged by.")
+    criterion: Literal["magnitude", "sensitivity"] = Field(
+        "magnitude", description="What is pruned first: small weights, or small |weight x gradient| on training data."
+    )
+    l1: _Positive | None = Field(None, description="Weight of an L1 penalty on kernels while training, e.g. 1e-5.")
+    epochs: _Count | None = Field(None, description="Epochs of this pass; absent: those of [training].")
+
+    _patterns = field_validator("layers")(_check_patterns)
+
+    @field_validator("pattern")
+    @classmethod
+    def _is_n_of_m(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            parts = re.fullmatch(r"(\d+):(\d+)", pattern)
+            if parts is None or not 0 < int(parts[1]) < int(parts[2]):
+                raise ValueError("must be N:M with 0 < N < M, e.g. '2:4'")
+        return pattern
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> Prune:
+        if self.pattern is not None and self.block != (1, 1):
+            raise ValueError("pattern and block are different kinds of structure: give one of them")
+        if self.schedule == "polynomial" and self.begin > self.end:
+            raise ValueError("begin is later than end")
+        if self.initial_sparsity > self.sparsity:
+            raise ValueError("initial_sparsity is larger than sparsity")
+        return self
+
+
+class Cluster(_Part):
+    """Lets the weights of a kernel share few values (Han et al. 2016, arXiv:1510.00149), by TFMOT."""
+
+    kind: Literal["cluster"] = "cluster"
+    clusters: Annotated[int, Field(ge=2, strict=True)] = Field(16, description="Distinct values of each kernel.")
+    layers: dict[str, _Clusters] = Field(
+        {}, description="Clusters by regular expression over layer names, the first that matches; 0 leaves alone."
+    )
+    centroids: Literal["kmeans++", "linear", "density", "random"] = Field(
+        "kmeans++", description="How the shared values are found at first."
+    )
+    per_channel: _Switch = Field(False, description="Cluster each output channel of a convolution on its own.")
+    preserve_sparsity: _Switch = Field(True, description="Weights that are zero stay zero.")
+    epochs: _Count | None = Field(None, description="Epochs of this pass; absent: those of [training].")
+
+    _patterns = field_validator("layers")(_check_patterns)
+
+    @field_validator("layers")
+    @classmethod
+    def _are_shared(cls, layers: dict[str, int]) -> dict[str, int]:
+        if 1 in layers.values():
+            raise ValueError("1 cluster makes all weights of a kernel alike: give 2 or more, or 0 to leave it alone")
+        return layers
+
+
+class Qat(_Part):
+    """Trains with quantization simulated (Jacob et al. 2018, arXiv:1712.05877), by TFMOT's wrappers and quantizers.
+
+    What pruning and clustering did before is kept: zeros stay zero, shared values stay shared.
+    """
+
+    kind: Literal["qat"] = "qat"
+    exclude: tuple[str, ...] = Field((), description="Layers to leave in float: regular expressions over their names.")
+    preserve_sparsity: _Switch = Field(True, description="Weights that are zero stay zero.")
+    preserve_clusters: _Switch = Field(True, description="Kernels with few distinct values keep as few.")
+    epochs: _Count | None = Field(None, description="Epochs of this pass; absent: those of [training].")
+
+    _patterns = field_validator("exclude")(_check_patterns)
+
+
+Technique = Annotated[Prune | Cluster | Qat, Field(discriminator="kind")]
+
+
+def setting_for(name: str, layers: dict[str, Any], otherwise: Any) -> Any:
+    """Returns what the first matching regular expression says about a layer, or `otherwise`.
+
+    A pattern matches if it is found at the start of the name: `conv` means every layer whose name begins so.
+    """
+    return next((value for pattern, value in layers.items() if re.match(pattern, name)), otherwise)

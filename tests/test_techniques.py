@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from edgecompress.techniques import Cluster, Prune, Qat, Technique, Training, setting_for
+
+NOT_SHARES = (-0.1, 1.1, math.nan, math.inf, "half", True, None)
+NOT_COUNTS = (0, -1, 2.0, "8", True)
+
+
+def bad(kind, values):
+    return [(kind, field, value) for field, found in values.items() for value in found]
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        *bad(
+            Training,
+            {
+                "epochs": (*NOT_COUNTS, None),
+                "batch_size": (*NOT_COUNTS, None),
+                "learning_rate": (0.0, -1e-3, math.nan, math.inf, "fast", True),
+                "validation": (*NOT_SHARES, 0.51, 1.0),
+                "early_stopping": NOT_COUNTS,
+                "unknown": (1,),
+            },
+        ),
+        *bad(
+            Prune,
+            {
+                "kind": ("cluster", 1),
+                "sparsity": (*NOT_SHARES, 1.0),
+                "layers": ({"conv": 1.0}, {"conv": -0.1}, {"conv(": 0.5}, {"conv": "0.5"}, ["conv"]),
+                "schedule": ("linear", 1, None),
+                "initial_sparsity": (*NOT_SHARES, 1.0, 0.6),
+                "begin": (*NOT_SHARES, 0.7),
+                "end": NOT_SHARES,
+                "pattern": ("2", "4:2", "2:2", "0:4", "-1:4", "2:4:8", "two:four", 2.4),
+                "block": ((1,), (0, 1), (1, -1), (1.5, 1), (1, 1, 1), 4),
+                "block_pooling": ("avg", "SUM"),
+                "criterion": ("random", None),
+                "l1": (0.0, -1e-5, math.nan, True),
+                "epochs": NOT_COUNTS,
+                "unknown": (1,),
+            },
+        ),
+        *bad(
+            Cluster,
+            {
+                "clusters": (*NOT_COUNTS, 1, None),
+                "layers": ({"conv": 1}, {"conv": -1}, {"conv": 2.0}, {"[": 4}, {"conv": True}),
+                "centroids": ("kmeans", None),
+                "per_channel": (1, "yes", None),
+                "preserve_sparsity": (0, "no", None),
+                "epochs": NOT_COUNTS,
+                "unknown": (1,),
+            },
+        ),
+        *bad(
+            Qat,
+            {
+                "exclude": (("(",), "dense", (1,)),
+                "preserve_sparsity": (1, "yes"),
+                "preserve_clusters": (1, "yes"),
+                "epochs": NOT_COUNTS,
+                "unknown": (1,),
+            },
+        ),
+    ],
+)
+def test_bad_values_are_refused_at_their_field(kind, field, value):
+    with pytest.raises(ValidationError) as caught:
+        kind(**{field: value})
+    assert {error["loc"][0] for error in caught.value.errors() if error["loc"]} <= {field}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "words"),
+    [
+        (Prune, {"pattern": "2:4", "block": (1, 4)}, "give one of them"),
+        (Prune, {"begin": 0.7, "end": 0.5}, "begin is later than end"),
+        (Prune, {"sparsity": 0.3, "initial_sparsity": 0.4}, "initial_sparsity is larger"),
+        (Training, {"early_stopping": 2, "validation": 0}, "validation is 0"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(kind, values, words):
+    with pytest.raises(ValidationError, match=words):
+        kind(**values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (Training, {"epochs": 1, "learning_rate": 1, "validation": 0, "early_stopping": None}),
+        (Training, {"validation": 0.5, "early_stopping": 1}),
+        (Prune, {"sparsity": 0, "layers": {"conv": 0}, "initial_sparsity": 0}),
+        (Prune, {"sparsity": 0.999, "begin": 1, "end": 1}),
+        (Prune, {"schedule": "constant", "begin": 0.9}),
+        (Prune, {"pattern": "3:4"}),
+        (Prune, {"block": [2, 4]}),
+        (Cluster, {"clusters": 2, "layers": {"conv": 0, "dense": 256}}),
+        (Qat, {"exclude": ["dense", ".*"]}),
+    ],
+)
+def test_good_values_are_kept(kind, values):
+    spec = kind(**values)
+    assert kind(**spec.model_dump()) == spec
+    for name, value in values.items():
+        kept = getattr(spec, name)
+        assert kept == (tuple(value) if isinstance(value, list) else value)
+
+
+def test_each_kind_is_known_by_its_name():
+    adapter = TypeAdapter(Technique)
+    assert [type(adapter.validate_python({"kind": kind})) for kind in ("prune", "cluster", "qat")] == [
+        Prune,
+        Cluster,
+        Qat,
+    ]
+    with pytest.raises(ValidationError):
+        adapter.validate_python({"kind": "shrink"})
+
+
+def test_a_technique_cannot_be_changed():
+    with pytest.raises(ValidationError):
+        Prune().sparsity = 0.9
+
+
+def test_the_first_pattern_that_matches_the_start_of_a_name_counts():
+    layers = {"conv_2": 0.9, "conv": 0.5, ".*head": 0.0}
+    assert setting_for("conv_2", layers, 0.7) == 0.9
+    assert setting_for("conv_3", layers, 0.7) == 0.5
+    assert setting_for("outer/head", layers, 0.7) == 0.0
+    assert setting_for("my_conv", layers, 0.7) == 0.7
