@@ -1,0 +1,1 @@
+"""The tf_keras world: the only place that imports tf_keras or TensorFlow Model Optimization (TFMOT)."""
