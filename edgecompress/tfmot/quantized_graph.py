@@ -1,0 +1,180 @@
+"""Makes a tf_keras model of a lowered graph, each primitive in a TFMOT quantization wrapper."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgecompress.data import InputSpec
+from edgecompress.schemes import QuantizationScheme
+from edgecompress.techniques import Qat
+from edgecompress.tfmot.lowering import Lowered, Node
+from edgecompress.tfmot.primitives import PRIMITIVES
+from edgecompress.tfmot.scales import Scale
+
+_SMALLEST_WEIGHT = 1e-7  # the range of a channel of zeros: a scale of zero is no scale
+# Bits of activations (None: they stay float) and of weights.
+_BITS = {
+    QuantizationScheme.INT8: (8, 8),
+    QuantizationScheme.INT16X8: (16, 8),
+    QuantizationScheme.DYNAMIC: (None, 8),
+    QuantizationScheme.INT4_WEIGHTS: (None, 4),
+}
+
+
+@dataclass(frozen=True)
+class QuantizedGraph:
+    """A model that trains with quantization simulated.
+
+    Attributes:
+        model: The tf_keras model; its inputs and outputs are flat lists.
+        plain: The same layers without quantization: the weights are shared.
+        kernels: (layer name, primitive layer, weight name, quantizer, its range variables) of each quantized weight.
+    """
+
+    model: Any
+    plain: Any
+    kernels: tuple[tuple[str, Any, str, Any, Any], ...]
+
+    def settle(self) -> None:
+        """Restores the pattern of each kernel, and sets its range to what it holds now.
+
+        While training, the range is that of the step before.
+        """
+        for _, layer, name, quantizer, ranges in self.kernels:
+            variable = layer.variables_by_name[name]
+            variable.assign(quantizer.keep(variable))
+            quantizer(variable, True, weights=ranges)
+            for bound, floor in (("min_var", -_SMALLEST_WEIGHT), ("max_var", _SMALLEST_WEIGHT)):
+                values = ranges[bound].numpy()
+                ranges[bound].assign(np.minimum(values, floor) if floor < 0 else np.maximum(values, floor))
+
+
+def trains_quantized(scheme: QuantizationScheme) -> bool:
+    """Whether a scheme rounds anything that training could get used to."""
+    return scheme in _BITS
+
+
+def build_quantized(
+    lowered: Lowered, scales: Sequence[Scale], ranges: Sequence[tuple[float, float]], fixed: Sequence[InputSpec],
+    scheme: QuantizationScheme, spec: Qat,
+) -> QuantizedGraph:  # fmt: skip
+    """Builds the model.
+
+    Args:
+        lowered: The graph, folded.
+        scales: Which results share a scale.
+        ranges: What each scale starts from.
+        fixed: The inputs with every dimension but the batch known.
+        scheme: Says how many bits activations and weights have.
+        spec: Says what of the weights' pattern is kept.
+    """
+    return _Builder(lowered, scales, ranges, scheme, spec).build(fixed)
+
+
+class _Builder:
+    def __init__(
+        self, lowered: Lowered, scales: Sequence[Scale], ranges: Sequence[tuple[float, float]],
+        scheme: QuantizationScheme, spec: Qat,
+    ) -> None:  # fmt: skip
+        self._lowered = lowered
+        self._spec = spec
+        self._activation_bits, self._weight_bits = _BITS[scheme]
+        from edgecompress.tfmot.quantizers import result_quantizer
+
+        self._quantizers: dict[Node, Any] = {}
+        self._tables: dict[Node, Any] = {}
+        self._starts: dict[Node, tuple[float, float]] = {}
+        for scale, start in zip(scales, ranges, strict=True) if self._activation_bits is not None else ():
+            quantizer = result_quantizer(bits=self._activation_bits or 0, fixed=scale.fixed, shared=scale.shared)
+            for node in scale.nodes:
+                self._quantizers[node], self._starts[node] = quantizer, start
+            if scale.shared:
+                self._tables.update((table, quantizer) for table in scale.tables)
+                self._starts.update((table, start) for table in scale.tables)
+        self._wrappers: dict[object, Any] = {}
+        self._kernels: list[tuple[str, Any, str, Any, Any]] = []
+        self._names: set[str] = set()
+
+    def build(self, fixed: Sequence[InputSpec]) -> QuantizedGraph:
+        import tf_keras
+
+        inputs = [tf_keras.Input(spec.sample_shape, dtype=spec.dtype, name=self._name(spec.name)) for spec in fixed]
+        quantized: dict[Node, Any] = {}
+        plain: dict[Node, Any] = {}
+        given = dict(zip(self._lowered.inputs, inputs, strict=True))
+        for node in self._lowered.nodes:
+            wrapper = self._wrap(node)
+            for values, layer in ((quantized, wrapper), (plain, wrapper.layer)):
+                taken = [values[each] for each in node.inputs] or [given[node]]
+                values[node] = layer(_one_or_list(taken))
+        model, same = (
+            tf_keras.Model(inputs, [values[node] for node in self._lowered.outputs], name=name)
+            for name, values in (("quantized", quantized), ("plain", plain))
+        )
+        return QuantizedGraph(model, same, tuple(self._kernels))
+
+    def _wrap(self, node: Node) -> Any:
+        """Returns the wrapper of a node's layer; the calls of one layer share theirs if they share weights."""
+        key = node.key if node.weights else node
+        if key in self._wrappers:
+            return self._wrappers[key]
+        from edgecompress.tfmot.quantized_layers import PrimitiveConfig, PrimitiveLayer, QuantizedPrimitive
+
+        layer = PrimitiveLayer(node, self._name(node.layer))
+        layer.make_variables()
+        weights = {name: self._weight_quantizer(node, name) for name in _quantized_weights(node)}
+        config = PrimitiveConfig(weights, self._quantizers.get(node))
+        wrapper = QuantizedPrimitive(layer, config, name=self._name(f"quant_{node.layer}"))
+        wrapper.build(_one_or_list([each.tensor.shape for each in node.inputs] or [node.tensor.shape]))
+        self._set_ranges(node, wrapper)
+        self._wrappers[key] = wrapper
+        return wrapper
+
+    def _weight_quantizer(self, node: Node, name: str) -> Any:
+        from edgecompress.tfmot.quantizers import weight_quantizer
+
+        if node in self._tables:
+            return self._tables[node]
+        per_channel = node.kind in PRIMITIVES and name in PRIMITIVES[node.kind].per_channel
+        return weight_quantizer(
+            node, name, bits=self._weight_bits, per_channel=per_channel, sparsity=self._spec.preserve_sparsity
+        )
+
+    def _set_ranges(self, node: Node, wrapper: Any) -> None:
+        variables = getattr(wrapper, "_output_quantizer_vars", None)
+        if node in self._starts and variables is not None:
+            variables["min_var"].assign(self._starts[node][0])
+            variables["max_var"].assign(self._starts[node][1])
+        for weight, quantizer, ranges in wrapper._weight_vars:  # noqa: SLF001 (TFMOT does not say otherwise)
+            if node in self._tables:
+                ranges["min_var"].assign(self._starts[node][0])
+                ranges["max_var"].assign(self._starts[node][1])
+                continue
+            name = next(name for name, each in wrapper.layer.variables_by_name.items() if each is weight)
+            self._kernels.append((node.layer, wrapper.layer, name, quantizer, ranges))
+
+    def _name(self, wanted: str) -> str:
+        """A name that TensorFlow takes and that no other layer has."""
+        name = base = re.sub(r"[^A-Za-z0-9_.\\-]", "_", wanted).lstrip("_") or "layer"
+        number = 0
+        while name in self._names:
+            number += 1
+            name = f"{base}_{number}"
+        self._names.add(name)
+        return name
+
+
+def _quantized_weights(node: Node) -> list[str]:
+    if node.kind not in PRIMITIVES:
+        return []
+    primitive = PRIMITIVES[node.kind]
+    return [name for name in (*primitive.per_channel, *primitive.per_tensor) if name in node.weights]
+
+
+def _one_or_list(items: list[Any]) -> Any:
+    return items[0] if len(items) == 1 else items
