@@ -5,6 +5,9 @@
     report = edgecompress.convert("model.keras", "pixel", data="samples.npz")
     print(report.after.size_bytes, report.verified.accuracy_drop)
 
+    recipe = edgecompress.Recipe(passes=(edgecompress.Prune(sparsity=0.8),))
+    edgecompress.compress("model.keras", "pruned.keras", recipe=recipe, train="train.npz")
+
 Every name below is imported when it is first used: importing this package imports neither TensorFlow nor NumPy.
 """
 
@@ -23,17 +26,21 @@ if TYPE_CHECKING:
     from edgecompress.errors import EdgeCompressError
     from edgecompress.inspection import ModelSummary, inspect
     from edgecompress.models import LoadedModel, load_model, save_model
-    from edgecompress.pipeline import convert
+    from edgecompress.pipeline import compress, convert
+    from edgecompress.planning import Plan, plan
     from edgecompress.profiles import Profile, list_profiles, load_profile
     from edgecompress.recipes import Recipe, load_recipe
-    from edgecompress.report.model import Report
+    from edgecompress.report.model import CompressReport, Report
     from edgecompress.schemes import Algorithm, Granularity, IoType, QuantizationScheme
+    from edgecompress.techniques import Cluster, Prune, Qat, Training
     from edgecompress.verify.evaluation import Evaluation, evaluate
 
 _HOMES = {
     "Algorithm": "schemes",
     "Artifact": "artifacts",
+    "Cluster": "techniques",
     "Comparison": "comparison",
+    "CompressReport": "report.model",
     "Dataset": "data",
     "EdgeCompressError": "errors",
     "Evaluation": "verify.evaluation",
@@ -43,12 +50,17 @@ _HOMES = {
     "LoadedModel": "models",
     "Measurement": "benchmark.measurement",
     "ModelSummary": "inspection",
+    "Plan": "planning",
     "Profile": "profiles",
+    "Prune": "techniques",
+    "Qat": "techniques",
     "QuantizationScheme": "schemes",
     "Recipe": "recipes",
     "Report": "report.model",
+    "Training": "techniques",
     "benchmark_cpu": "benchmark.cpu",
     "compare": "comparison",
+    "compress": "pipeline",
     "convert": "pipeline",
     "diagnose": "doctor",
     "evaluate": "verify.evaluation",
@@ -58,6 +70,7 @@ _HOMES = {
     "load_model": "models",
     "load_profile": "profiles",
     "load_recipe": "recipes",
+    "plan": "planning",
     "read_artifact": "artifacts",
     "save_model": "models",
 }
@@ -65,7 +78,9 @@ _HOMES = {
 __all__ = [
     "Algorithm",
     "Artifact",
+    "Cluster",
     "Comparison",
+    "CompressReport",
     "Dataset",
     "EdgeCompressError",
     "Evaluation",
@@ -75,12 +90,17 @@ __all__ = [
     "LoadedModel",
     "Measurement",
     "ModelSummary",
+    "Plan",
     "Profile",
+    "Prune",
+    "Qat",
     "QuantizationScheme",
     "Recipe",
     "Report",
+    "Training",
     "benchmark_cpu",
     "compare",
+    "compress",
     "convert",
     "diagnose",
     "evaluate",
@@ -90,6 +110,7 @@ __all__ = [
     "load_model",
     "load_profile",
     "load_recipe",
+    "plan",
     "read_artifact",
     "save_model",
 ]

@@ -1,13 +1,15 @@
-"""The command line that repeats a conversion, written into its report."""
+"""The command lines that repeat a conversion or a compression, written into their reports."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgecompress.profiles import Profile, list_profiles, load_profile
-from edgecompress.recipes import Recipe
+from edgecompress.recipes import Quantization, Recipe
+from edgecompress.techniques import Technique
 
 _RECIPE_OPTIONS = {
     ("seed",): "--seed",
@@ -16,8 +18,19 @@ _RECIPE_OPTIONS = {
     ("quantization", "input_type"): "--input-type",
     ("quantization", "output_type"): "--output-type",
     ("quantization", "calibration_samples"): "--calibration-samples",
+    ("training", "epochs"): "--epochs",
+    ("training", "batch_size"): "--batch-size",
+    ("training", "learning_rate"): "--learning-rate",
+    ("training", "validation"): "--validation",
+    ("training", "early_stopping"): "--early-stopping",
     ("verification", "samples"): "--verify-samples",
     ("verification", "max_accuracy_drop"): "--max-accuracy-drop",
+}
+# The option of each kind of pass, in the order that options have, and the field that needs no key.
+_PASS_OPTIONS: dict[str, tuple[str, str | None]] = {
+    "prune": ("--prune", "sparsity"),
+    "cluster": ("--cluster", "clusters"),
+    "qat": ("--qat", None),
 }
 
 
@@ -26,6 +39,7 @@ def command_line(  # noqa: PLR0913 (each is one option of the command line)
     profile: object,
     *,
     data: object,
+    train: object,
     output: object,
     recipe: Recipe,
     input_shape: Mapping[str, Sequence[int]],
@@ -36,11 +50,94 @@ def command_line(  # noqa: PLR0913 (each is one option of the command line)
 ) -> tuple[str, ...]:
     """Returns the words of an `edgecompress convert` command; what is only in memory is shown in angle brackets."""
     words = ["edgecompress", "convert", _path(model, "model"), "--profile", _profile(profile)]
-    if data is not None:
-        words += ["--data", _path(data, "data")]
-    if output is not None:
-        words += ["--output", _path(output, "output")]
+    words += _data_options(data, train, output)
     words += recipe_options(recipe)
+    words += _reading_options(input_shape, input_range, custom_objects, unsafe=unsafe)
+    words += [] if benchmark else ["--no-benchmark"]
+    return tuple(words)
+
+
+def compress_command_line(  # noqa: PLR0913 (each is one option of the command line)
+    model: object,
+    *,
+    data: object,
+    train: object,
+    output: object,
+    recipe: Recipe,
+    input_shape: Mapping[str, Sequence[int]],
+    input_range: tuple[float, float] | None,
+    custom_objects: Mapping[str, Any] | None,
+    unsafe: bool,
+) -> tuple[str, ...]:
+    """Returns the words of an `edgecompress compress` command, likewise; what only `convert` uses is left out."""
+    used = recipe.model_copy(update={"quantization": Quantization()})
+    words = ["edgecompress", "compress", _path(model, "model")]
+    words += _data_options(data, train, output)
+    words += recipe_options(used)
+    words += _reading_options(input_shape, input_range, custom_objects, unsafe=unsafe)
+    return tuple(words)
+
+
+def recipe_options(recipe: Recipe) -> list[str]:
+    """Returns the options that say what a recipe says, the defaults left out.
+
+    Options have one order, and one of a kind; passes in another order, or twice, cannot be said with them.
+    """
+    kinds = [each.kind for each in recipe.passes]
+    if kinds != [kind for kind in _PASS_OPTIONS if kind in kinds]:
+        return ["--recipe", "<recipe in memory>"]
+    words = [word for each in recipe.passes for word in _pass_options(each)]
+    said, default = recipe.model_dump(mode="json"), Recipe().model_dump(mode="json")
+    for path, option in _RECIPE_OPTIONS.items():
+        value, usual = _at(said, path), _at(default, path)
+        if value != usual:
+            words += [option, str(value)]
+    return words
+
+
+def _pass_options(technique: Technique) -> list[str]:
+    """Returns the option of a pass: its main value alone, that and `key=value` pairs, or a TOML inline table."""
+    option, main = _PASS_OPTIONS[technique.kind]
+    fields = technique.model_dump(mode="json", exclude_defaults=True, exclude={"kind"})
+    if main is None:
+        return [option, *(["--qat-options", _inline(fields)] if fields else [])]
+    if fields.keys() == {"pattern"}:
+        return [option, fields["pattern"]]
+    fields = {main: getattr(technique, main), **fields}
+    if any(isinstance(value, (dict, list)) for value in fields.values()):
+        return [option, _inline(fields)]
+    rest = [
+        f"{key}={value if isinstance(value, str) else _toml(value)}" for key, value in fields.items() if key != main
+    ]
+    return [option, ",".join([_toml(fields[main]), *rest])]
+
+
+def _inline(fields: Mapping[str, Any]) -> str:
+    return "{" + ", ".join(f"{key} = {_toml(value)}" for key, value in fields.items()) + "}"
+
+
+def _toml(value: Any) -> str:
+    """Writes a value as TOML, whose strings, numbers and lists are those of JSON."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _data_options(data: object, train: object, output: object) -> list[str]:
+    given = {"--data": (data, "data"), "--train": (train, "training data"), "--output": (output, "output")}
+    return [word for option, (item, kind) in given.items() if item is not None for word in (option, _path(item, kind))]
+
+
+def _reading_options(
+    input_shape: Mapping[str, Sequence[int]],
+    input_range: tuple[float, float] | None,
+    custom_objects: Mapping[str, Any] | None,
+    *,
+    unsafe: bool,
+) -> list[str]:
+    words: list[str] = []
     for name, shape in input_shape.items():
         sizes = ",".join(str(size) for size in shape)
         words += ["--input-shape", f"{name}={sizes}" if name else sizes]
@@ -48,20 +145,7 @@ def command_line(  # noqa: PLR0913 (each is one option of the command line)
         words += ["--input-range", ",".join(str(bound) for bound in input_range)]
     for name, item in (custom_objects or {}).items():
         words += ["--custom-objects", f"{item.__module__}:{name}"]
-    words += ["--unsafe"] if unsafe else []
-    words += [] if benchmark else ["--no-benchmark"]
-    return tuple(words)
-
-
-def recipe_options(recipe: Recipe) -> list[str]:
-    """Returns the options that say what a recipe says, the defaults left out."""
-    said, default = recipe.model_dump(mode="json"), Recipe().model_dump(mode="json")
-    words: list[str] = []
-    for path, option in _RECIPE_OPTIONS.items():
-        value, usual = _at(said, path), _at(default, path)
-        if value != usual:
-            words += [option, str(value)]
-    return words
+    return [*words, "--unsafe"] if unsafe else words
 
 
 def _at(values: Any, path: tuple[str, ...]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -60,7 +61,8 @@ _CONVERT = 'pip install "edgecompress[convert]"'
 _PACKAGES: tuple[tuple[str, Literal["conversion", "runtime"], str, str], ...] = (
     ("tensorflow", "conversion", "convert, and reading Keras models", _CONVERT),
     ("keras", "conversion", "convert, and reading Keras models", _CONVERT),
-    ("tf-keras", "conversion", "models saved by Keras 2", _CONVERT),
+    ("tf-keras", "conversion", "models saved by Keras 2, and qat", _CONVERT),
+    ("tensorflow-model-optimization", "conversion", "prune, cluster, qat", _CONVERT),
     ("litert-quantizer", "conversion", "quantized files", _CONVERT),
     ("pillow", "conversion", "image folders as data", 'pip install "edgecompress[images]"'),
     ("ai-edge-litert", "runtime", "running .tflite files", "pip install ai-edge-litert"),
@@ -152,7 +154,8 @@ _TOOLS = (
 
 def _tools() -> Iterator[Diagnosis]:
     for name, arguments, needed_for, fix in _TOOLS:
-        path = shutil.which(name)
+        # Tools from packages lie beside this Python, which need not be on the PATH.
+        path = shutil.which(name) or shutil.which(name, path=os.path.dirname(sys.executable))  # noqa: PTH120
         usable, detail = (False, "not on the PATH") if path is None else _try_tool(path, arguments)
         yield Diagnosis(
             name=name, group="tool", usable=usable, detail=detail, needed_for=needed_for, fix=None if usable else fix

@@ -111,6 +111,11 @@ class CheckSpec(_Part):
     """Which rules the finished file must keep."""
 
     rules: tuple[RuleSet, ...] = Field(description="Rule sets, one for each target.")
+    vela_accelerator: str | None = Field(
+        None,
+        pattern=r"^ethos-u(55|65|85)-\d+$",
+        description="Vela's name of the Ethos-U, e.g. 'ethos-u55-128': the file's size in flash is worked out for it.",
+    )
 
 
 class Limits(_Part):

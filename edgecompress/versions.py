@@ -5,7 +5,10 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 
-_DECISIVE = ("tensorflow", "keras", "tf-keras", "litert-quantizer", "ai-edge-litert", "tflite-runtime", "numpy")
+_DECISIVE = (
+    "tensorflow", "keras", "tf-keras", "tensorflow-model-optimization", "litert-quantizer", "ethos-u-vela",
+    "ai-edge-litert", "tflite-runtime", "numpy",
+)  # fmt: skip
 
 
 def version_of(package: str) -> str | None:

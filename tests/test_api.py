@@ -8,10 +8,11 @@ import pytest
 import edgecompress
 
 NAMES = [
-    "Algorithm", "Artifact", "Comparison", "Dataset", "EdgeCompressError", "Evaluation", "Granularity", "InputSpec",
-    "IoType", "LoadedModel", "Measurement", "ModelSummary", "Profile", "QuantizationScheme", "Recipe", "Report",
-    "benchmark_cpu", "compare", "convert", "diagnose", "evaluate", "inspect", "list_profiles", "load_data",
-    "load_model", "load_profile", "load_recipe", "read_artifact", "save_model",
+    "Algorithm", "Artifact", "Cluster", "Comparison", "CompressReport", "Dataset", "EdgeCompressError", "Evaluation",
+    "Granularity", "InputSpec", "IoType", "LoadedModel", "Measurement", "ModelSummary", "Plan", "Profile", "Prune",
+    "Qat", "QuantizationScheme", "Recipe", "Report", "Training", "benchmark_cpu", "compare", "compress", "convert",
+    "diagnose", "evaluate", "inspect", "list_profiles", "load_data", "load_model", "load_profile", "load_recipe",
+    "plan", "read_artifact", "save_model",
 ]  # fmt: skip
 
 
@@ -52,8 +53,8 @@ def test_help_imports_neither_tensorflow_nor_keras_nor_numpy() -> None:
     code = (
         "import io, contextlib\nfrom edgecompress.cli import cli\n"
         "with contextlib.redirect_stdout(io.StringIO()):\n"
-        "    for words in (['--help'], ['convert', '--help'], ['profiles', '--help'], ['inspect', '--help']):\n"
-        "        cli.main(words, standalone_mode=False)"
+        "    for words in ([], ['convert'], ['compress'], ['plan'], ['profiles'], ['inspect']):\n"
+        "        cli.main([*words, '--help'], standalone_mode=False)"
     )
     assert not imported_by(code) & {"tensorflow", "keras", "numpy", "pydantic", "ai_edge_litert"}
 
@@ -62,7 +63,8 @@ WITHOUT_TENSORFLOW = """
 import sys
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in ('tensorflow', 'keras', 'tf_keras', 'litert_quantizer'):
+        missing = 'tensorflow keras tf_keras tensorflow_model_optimization litert_quantizer'
+        if name.split('.')[0] in missing.split():
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocker())
 from edgecompress.cli.lifecycle import run
@@ -80,6 +82,8 @@ sys.exit(run(cli, sys.argv[1:]))
         (["doctor", "--json"], 0),
         (["convert", "model.keras"], 3),
         (["inspect", "model.keras"], 3),
+        (["plan", "model.keras", "--prune", "0.8"], 3),
+        (["compress", "model.keras", "--prune", "0.8"], 3),
     ],
 )
 def test_what_works_without_tensorflow(words: list[str], code: int, tmp_path: Path) -> None:

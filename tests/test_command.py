@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 
-from edgecompress.cli.convert import _recipe, command
-from edgecompress.command import command_line, recipe_options
+from edgecompress.cli import compress
+from edgecompress.cli.convert import command
+from edgecompress.cli.passes import recipe_of as recipe_of_options
+from edgecompress.command import command_line, compress_command_line, recipe_options
 from edgecompress.profiles import load_profile
 from edgecompress.recipes import Quantization, Recipe, Verification
 from edgecompress.schemes import Algorithm, IoType, QuantizationScheme
+from edgecompress.techniques import Prune, Qat, Training
 
 OTHER = {
     "seed": 3,
@@ -20,19 +23,25 @@ OTHER = {
     "calibration_samples": 17,
     "samples": 19,
     "max_accuracy_drop": 0.012345678901234567,
+    "epochs": 8,
+    "batch_size": 16,
+    "learning_rate": 3e-05,
+    "validation": 0.25,
+    "early_stopping": 2,
 }
 
 
 def recipe_with(**changes: Any) -> Recipe:
-    parts: dict[str, dict[str, Any]] = {"quantization": {}, "verification": {}}
+    parts: dict[str, dict[str, Any]] = {"quantization": {}, "verification": {}, "training": {}}
     for name, value in changes.items():
-        for part, model in (("quantization", Quantization), ("verification", Verification)):
+        for part, model in (("quantization", Quantization), ("verification", Verification), ("training", Training)):
             if name in model.model_fields:
                 parts[part][name] = value
     return Recipe(
         seed=changes.get("seed", 0),
         quantization=Quantization(**parts["quantization"]),
         verification=Verification(**parts["verification"]),
+        training=Training(**parts["training"]),
     )
 
 
@@ -42,15 +51,19 @@ def parsed(words: list[str]) -> dict[str, Any]:
 
 
 def recipe_of(params: dict[str, Any]) -> Recipe:
-    other = "model profile data output recipe no_benchmark input_shape input_range custom_objects unsafe as_json quiet"
-    recipe = _recipe(params["recipe"], {name: value for name, value in params.items() if name not in other.split()})
+    other = (
+        "model profile data train output recipe resume no_benchmark input_shape input_range custom_objects unsafe "
+        "as_json quiet"
+    )
+    settings = {name: value for name, value in params.items() if name not in other.split()}
+    recipe = recipe_of_options(params["recipe"], settings)
     assert isinstance(recipe, Recipe)
     return recipe
 
 
 def words_for(**changes: Any) -> list[str]:
     options: dict[str, Any] = {
-        "data": None, "output": None, "recipe": Recipe(), "input_shape": {}, "input_range": None,
+        "data": None, "train": None, "output": None, "recipe": Recipe(), "input_shape": {}, "input_range": None,
         "custom_objects": None, "unsafe": False, "benchmark": True,
     }  # fmt: skip
     return list(command_line("model.keras", "pixel", **{**options, **changes}))
@@ -70,9 +83,10 @@ def test_a_recipe_survives_being_said_and_read(changes: dict[str, Any]) -> None:
 
 
 def test_each_field_of_a_recipe_can_be_said() -> None:
-    fields = {"seed", *Quantization.model_fields, *Verification.model_fields}
+    fields = {"seed", *Quantization.model_fields, *Verification.model_fields, *Training.model_fields}
     assert fields == set(OTHER)
-    assert {*Recipe.model_fields} == {"schema_version", "seed", "quantization", "verification"}
+    parts = {"passes", "training", "quantization", "verification"}  # how passes are said: tests/cli/test_passes.py
+    assert {*Recipe.model_fields} == {"schema_version", "seed", *parts}
 
 
 def test_options_overrule_a_recipe_file(tmp_path: Path) -> None:
@@ -85,6 +99,7 @@ def test_options_overrule_a_recipe_file(tmp_path: Path) -> None:
 def test_all_that_is_said_is_read_back() -> None:
     words = words_for(
         data="python:samples:load",
+        train=Path("train.npz"),
         output=Path("out"),
         recipe=recipe_with(**OTHER),
         input_shape={"image": (224, 224, 3), "steps": [5]},
@@ -97,6 +112,8 @@ def test_all_that_is_said_is_read_back() -> None:
     assert params["model"] == Path("model.keras")
     assert params["profile"] == "pixel"
     assert params["data"] == "python:samples:load"
+    assert params["train"] == "train.npz"
+    assert not params["resume"]
     assert params["output"] == Path("out")
     assert dict(params["input_shape"]) == {"image": (224, 224, 3), "steps": (5,)}
     assert params["input_range"] == (-2.1179039, 1)
@@ -115,8 +132,8 @@ def test_a_shape_without_a_name() -> None:
 def test_paths_are_written_as_they_were_given() -> None:
     words = list(
         command_line(
-            Path("models/a.keras"), Path("boards/mine.toml"), data=Path("d.npz"), output="o", recipe=Recipe(),
-            input_shape={}, input_range=None, custom_objects={}, unsafe=False, benchmark=True,
+            Path("models/a.keras"), Path("boards/mine.toml"), data=Path("d.npz"), train=None, output="o",
+            recipe=Recipe(), input_shape={}, input_range=None, custom_objects={}, unsafe=False, benchmark=True,
         )
     )  # fmt: skip
     assert words[2:] == ["models/a.keras", "--profile", "boards/mine.toml", "--data", "d.npz", "--output", "o"]
@@ -124,7 +141,7 @@ def test_paths_are_written_as_they_were_given() -> None:
 
 def test_what_is_only_in_memory_is_in_angle_brackets() -> None:
     options: dict[str, Any] = {
-        "data": ([1], [2]), "output": None, "recipe": Recipe(), "input_shape": {}, "input_range": None,
+        "data": ([1], [2]), "train": None, "output": None, "recipe": Recipe(), "input_shape": {}, "input_range": None,
         "custom_objects": None, "unsafe": False, "benchmark": True,
     }  # fmt: skip
     pixel = load_profile("pixel")
@@ -132,3 +149,23 @@ def test_what_is_only_in_memory_is_in_angle_brackets() -> None:
     assert words[2:] == ("<model in memory>", "--profile", "<profile pixel in memory>", "--data", "<data in memory>")
     assert command_line(object(), pixel.model_copy(update={"name": "mine"}), **options)[4] == "<profile mine in memory>"
     assert command_line(object(), pixel, **options)[4] == "pixel"
+
+
+def test_a_compression_says_nothing_of_what_only_a_conversion_uses() -> None:
+    recipe = Recipe(
+        passes=(Prune(sparsity=0.8),), training=Training(epochs=2), quantization=Quantization(calibration_samples=9)
+    )
+    words = compress_command_line(
+        "model.keras", data=None, train="train.npz", output="small.keras", recipe=recipe, input_shape={"": (8,)},
+        input_range=None, custom_objects=None, unsafe=True,
+    )  # fmt: skip
+    said = "compress model.keras --train train.npz --output small.keras --prune 0.8 --epochs 2 --input-shape 8 --unsafe"
+    assert list(words) == ["edgecompress", *said.split()]
+    assert compress.command.make_context("compress", list(words[2:])).params["train"] == "train.npz"
+
+
+def test_passes_are_said_in_a_conversion() -> None:
+    recipe = Recipe(passes=(Prune(sparsity=0.8), Qat()), training=Training(epochs=2))
+    words = words_for(recipe=recipe, train="train.npz")
+    assert words[4:] == ["pixel", "--train", "train.npz", "--prune", "0.8", "--qat", "--epochs", "2"]
+    assert recipe_of(parsed(words[2:])) == recipe

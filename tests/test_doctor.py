@@ -17,7 +17,7 @@ from edgecompress.machine import describe_machine
 
 HEAVY = ("ai_edge_litert", "keras", "litert_quantizer", "tensorflow", "tf_keras")
 GROUPS = {
-    "conversion": ["tensorflow", "keras", "tf-keras", "litert-quantizer", "pillow"],
+    "conversion": ["tensorflow", "keras", "tf-keras", "tensorflow-model-optimization", "litert-quantizer", "pillow"],
     "runtime": ["ai-edge-litert", "tflite-runtime", "tflite-micro"],
     "delegate": ["XNNPACK (CPU)", "LiteRT GPU", "Edge TPU"],
     "tool": ["adb", "edgetpu_compiler", "vela"],
@@ -54,8 +54,9 @@ def make_tool(folder: Path, name: str, script: str, first_line: str = "#!/bin/sh
 
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder on the PATH; empty."""
+    """The only folder on the PATH, and that of this Python; empty."""
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     return tmp_path
 
 
@@ -91,7 +92,7 @@ def test_what_is_certain_on_this_machine(whole: tuple[dict[str, Any], list[str]]
         "name": "adb", "group": "tool", "usable": True, "detail": "Android Debug Bridge version 1.0.41",
         "needed_for": "phones", "fix": None,
     }  # fmt: skip
-    assert found["vela"]["detail"] == "not on the PATH"
+    assert found["vela"]["detail"] == metadata.version("ethos-u-vela")
 
 
 def test_an_edge_tpu_without_its_library_says_which(whole: tuple[dict[str, Any], list[str]]) -> None:

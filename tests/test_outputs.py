@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from edgecompress.errors import OutputError
-from edgecompress.outputs import REPORT_FILE, REPORT_SCHEMA, whole_folder
+from edgecompress.errors import OutputError, UsageError
+from edgecompress.outputs import REPORT_FILE, REPORT_SCHEMA, TrainingFolder, whole_file, whole_folder
 
 KILLED = """
 import sys, time
@@ -221,3 +221,147 @@ def test_a_killed_run_leaves_nothing_at_the_destination(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
     write(tmp_path / "out", "second")
     assert names(tmp_path) == ["out"]
+
+
+# One file
+
+
+def write_file(destination: Path, content: str, source: Path | None = None) -> None:
+    with whole_file(destination, source=source) as temporary:
+        temporary.write_text(content)
+
+
+def break_off_file(destination: Path) -> None:
+    with whole_file(destination, source=None) as temporary:
+        temporary.write_text("half")
+        raise ValueError("broken")
+
+
+def file_refusal(destination: Path, source: Path | None = None) -> str:
+    with pytest.raises(OutputError) as caught:
+        write_file(destination, "new", source)
+    assert "Fix: " in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_file_appears_whole(tmp_path: Path) -> None:
+    destination = tmp_path / "new" / "model.keras"
+    with whole_file(destination, source=None) as temporary:
+        temporary.write_text("done")
+        assert not destination.exists()
+        assert temporary.suffix == ".keras"  # Keras goes by it
+    assert destination.read_text() == "done"
+    assert names(tmp_path / "new") == ["model.keras"]
+
+
+def test_an_error_leaves_the_earlier_file_and_no_new_folder(tmp_path: Path) -> None:
+    write_file(tmp_path / "model.keras", "first")
+    for destination in (tmp_path / "model.keras", tmp_path / "new" / "model.keras"):
+        with pytest.raises(ValueError, match="broken"):
+            break_off_file(destination)
+    assert names(tmp_path) == ["model.keras"]
+    assert (tmp_path / "model.keras").read_text() == "first"
+    write_file(tmp_path / "model.keras", "second")
+    assert (tmp_path / "model.keras").read_text() == "second"
+
+
+def test_names_that_no_keras_file_can_have(tmp_path: Path) -> None:
+    assert file_refusal(tmp_path / "model.tflite").endswith(f"-o {tmp_path}/model.tflite.keras")
+    (tmp_path / "folder.keras").mkdir()
+    assert "is a folder, but a file is written" in file_refusal(tmp_path / "folder.keras")
+    (tmp_path / "file").touch()
+    assert "not a folder" in file_refusal(tmp_path / "file" / "model.keras")
+    assert names(tmp_path) == ["file", "folder.keras"]
+
+
+def test_the_model_itself_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "model.keras").write_text("mine")
+    (tmp_path / "link.keras").symlink_to("model.keras")
+    for name in ("model.keras", "link.keras"):
+        assert "is the model itself" in file_refusal(tmp_path / name, tmp_path / "model.keras")
+    assert (tmp_path / "model.keras").read_text() == "mine"
+
+
+# Checkpoints
+
+RUN = {"model": "a1", "passes": [{"kind": "prune"}], "seed": 0}
+
+
+def break_off_training(destination: Path, *, checkpoint: bool = True, resume: bool = False, run: object = RUN) -> None:
+    with TrainingFolder(destination) as folder:
+        folder.open(run, resume=resume)
+        if checkpoint:
+            (folder.path / "1-prune").mkdir(exist_ok=True)
+            (folder.path / "1-prune" / "training.npz").write_text("epoch 1")
+        raise KeyboardInterrupt
+
+
+def test_the_training_folder_goes_when_all_went_well(tmp_path: Path) -> None:
+    with TrainingFolder(tmp_path / "out") as folder:
+        assert names(tmp_path) == []  # made only when something trains
+        assert not folder.open(RUN, resume=False)
+        assert names(tmp_path) == [".out.training"]
+        (folder.path / "1-prune").mkdir()
+        (folder.path / "1-prune" / "training.npz").touch()
+    assert names(tmp_path) == []
+    with TrainingFolder(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_a_run_that_ended_early_can_be_gone_on_with(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        break_off_training(tmp_path / "out")
+    assert names(tmp_path) == [".out.training"]
+    with TrainingFolder(tmp_path / "out") as folder:
+        assert folder.open(RUN, resume=True)
+        assert (folder.path / "1-prune" / "training.npz").read_text() == "epoch 1"
+
+
+def test_without_resume_the_training_begins_anew(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        break_off_training(tmp_path / "out")
+    with TrainingFolder(tmp_path / "out") as folder:
+        assert not folder.open({**RUN, "seed": 1}, resume=False)
+        assert names(folder.path) == ["run.json"]
+
+
+def test_there_may_be_nothing_to_go_on_with(tmp_path: Path) -> None:
+    with TrainingFolder(tmp_path / "out") as folder:
+        assert not folder.open(RUN, resume=True)
+
+
+def test_a_run_that_ended_before_any_checkpoint_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        break_off_training(tmp_path / "out", checkpoint=False)
+    assert names(tmp_path) == []
+
+
+def test_checkpoints_of_another_run_are_refused_and_kept(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        break_off_training(tmp_path / "out")
+    with pytest.raises(UsageError, match=r"of a run with another passes, seed\. Fix: .*--resume"):
+        break_off_training(tmp_path / "out", resume=True, run={"model": "a1", "passes": [], "seed": 2})
+    with TrainingFolder(tmp_path / "out") as folder:
+        assert folder.open(RUN, resume=True)
+
+
+def test_two_runs_do_not_train_at_the_same_place(tmp_path: Path) -> None:
+    with TrainingFolder(tmp_path / "out") as folder:
+        folder.open(RUN, resume=False)
+        with pytest.raises(OutputError, match="another run is training there"):
+            break_off_training(tmp_path / "out", resume=True)
+        assert folder.path.exists()
+
+
+def test_a_file_where_the_checkpoints_should_go(tmp_path: Path) -> None:
+    (tmp_path / ".out.training").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        break_off_training(tmp_path / "out")
+
+
+def test_cleaning_up_after_killed_runs_leaves_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        break_off_training(tmp_path / "out")
+    write(tmp_path / "out", "first")
+    assert names(tmp_path) == [".out.training", "out"]

@@ -38,17 +38,17 @@ def test_a_model_and_arrays_in_memory(digits_cnn) -> None:
 
 def test_a_file_that_the_quantizer_wrote_but_no_runtime_takes_is_a_refusal(digits_cnn, monkeypatch) -> None:
     """litert-quantizer can write such files without an error: seen with loops whose state changes its type."""
-    from edgecompress import pipeline
+    from edgecompress import quantizing
     from edgecompress.errors import ExecutionError
 
-    original = pipeline.run_tflite
+    original = quantizing.run_tflite
 
     def refuse_int8(file: Path, inputs, **options):
         if file.name == "int8.tflite":
             raise ExecutionError("the runtime crashed (SIGSEGV)", where=file)
         return original(file, inputs, **options)
 
-    monkeypatch.setattr(pipeline, "run_tflite", refuse_int8)
+    monkeypatch.setattr(quantizing, "run_tflite", refuse_int8)
     report = edgecompress.convert(digits_cnn[0], "pixel", data=digits_cnn[1], benchmark=False)
     assert report.scheme == "dynamic"
     assert "LiteRT does not run it: the runtime crashed (SIGSEGV)" in report.attempts[0].reason
@@ -154,3 +154,71 @@ def test_outputs_are_named_after_the_model_as_the_user_calls_it(name: str, stem:
     Path("blob").write_bytes(b"")
     Path("link.keras").symlink_to("blob")
     assert _stem(name) == stem
+
+
+# Passes
+
+
+@pytest.fixture
+def training(digits) -> tuple[np.ndarray, np.ndarray]:
+    (x, y), _ = digits.digits(as_rows=False)
+    return x[:200], y[:200]
+
+
+def test_compressing_leaves_the_model_in_memory_as_it_is(digits_cnn, training) -> None:
+    import keras
+
+    model = keras.models.load_model(digits_cnn[0])
+    before = model.get_weights()
+    steps = []
+    report = edgecompress.compress(
+        model, "small.keras", recipe=edgecompress.Recipe(
+            passes=(edgecompress.Prune(sparsity=0.8),), training=edgecompress.Training(epochs=1)
+        ), train=training, progress=lambda *step: steps.append(step),
+    )  # fmt: skip
+    for weight, kept in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, kept)
+    assert report.command[2] == "<model in memory>"
+    assert "<training data in memory>" in report.command
+    assert report.source.sha256 != report.weights_sha256
+    assert any(step.startswith("prune, epoch 1/1: loss") for step, _, _ in steps)
+    small = edgecompress.load_model("small.keras")
+    assert np.mean(np.asarray(small.model.get_layer("conv_2").kernel) == 0) > 0.79
+    assert [entry.name for entry in Path().iterdir()] == ["small.keras"]
+
+
+def test_a_failure_after_the_training_keeps_its_checkpoints(digits_cnn, training, monkeypatch) -> None:
+    from edgecompress import pipeline
+
+    def broken(*_arguments):
+        raise ConversionError("broken")
+
+    recipe = edgecompress.Recipe(passes=(edgecompress.Prune(),), training=edgecompress.Training(epochs=1))
+    options = {"recipe": recipe, "train": training, "benchmark": False, "output": "out"}
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "build_trained", broken)
+        with pytest.raises(ConversionError, match="broken"):
+            edgecompress.convert(digits_cnn[0], "pixel", **options)
+    assert [entry.name for entry in Path().iterdir()] == [".out.training"]
+    steps = []
+    report = edgecompress.convert(
+        digits_cnn[0], "pixel", **options, resume=True, progress=lambda *step: steps.append(step)
+    )
+    assert any("went on from the checkpoints" in note for note in report.notes)
+    assert not any(step.startswith("prune") for step, _, _ in steps)
+    assert [entry.name for entry in Path().iterdir()] == ["out"]
+
+
+def test_the_flash_size_is_not_guessed_where_vela_is_missing(digits_cnn, monkeypatch) -> None:
+    from edgecompress.converters import ethos_u
+
+    monkeypatch.setattr(ethos_u, "version_of", lambda _name: None)
+    report = edgecompress.convert(digits_cnn[0], "ethos-u55-128", data=digits_cnn[1], benchmark=False)
+    assert report.after.vela_flash_bytes is None
+    assert any('pip install "edgecompress[ethos-u]"' in note for note in report.notes)
+
+
+def test_samples_that_were_trained_on_prove_nothing(digits_cnn, training) -> None:
+    recipe = edgecompress.Recipe(passes=(edgecompress.Prune(),), training=edgecompress.Training(epochs=1))
+    report = edgecompress.compress(digits_cnn[0], recipe=recipe, train=training, data=training)
+    assert any(note.startswith("WARNING: 200 of the 200 samples that verify") for note in report.notes)

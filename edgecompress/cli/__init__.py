@@ -12,10 +12,12 @@ from edgecompress.cli.lifecycle import run
 _COMMANDS = {
     "benchmark": "Measure latency and memory of .tflite files on this machine's CPU.",
     "compare": "Put two or more models side by side: size, accuracy, latency.",
+    "compress": "Prune and cluster a Keras model, and write it as a .keras file.",
     "convert": "Turn a Keras model into a verified .tflite file for a device.",
     "doctor": "Show what is installed and usable here, and how to get the rest.",
     "evaluate": "Measure the accuracy of a .keras or .tflite model on labelled data.",
     "inspect": "Show layers or operators, shapes, types, parameters, MACs and bytes.",
+    "plan": "Show what prune, cluster and qat would do with each layer, before any training.",
     "profiles": "List, show and validate device profiles.",
 }
 
@@ -56,12 +58,12 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, value: bool)
 @click.option("--verbose", is_flag=True, help="Show what libraries print, and tracebacks.")
 @click.pass_context
 def cli(ctx: click.Context, verbose: bool) -> None:
-    r"""Take a Keras model to the smallest and fastest file that a named device can run.
+    """Take a Keras model to the smallest and fastest file that a named device can run.
 
     \b
     Exit codes: 0 done; 1 done, but a check or threshold failed; 2 wrong usage or bad input;
     3 not available here; 4 internal error.
-    """
+    """  # noqa: D301 (click wants the character itself)
     ctx.obj = {"verbose": verbose}
 
 

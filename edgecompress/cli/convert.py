@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from edgecompress.cli.options import MODEL_PATH, ProfileName, load_custom_objects, model_options, output_options
+from edgecompress.cli.passes import pass_options, recipe_of
 from edgecompress.schemes import Algorithm, IoType, QuantizationScheme
 
 # Their values: given an enum, click would show and take the names of its members.
@@ -21,7 +22,6 @@ _IO_TYPES = [kind.value for kind in IoType]
 @click.option("--profile", type=ProfileName(), default="host", show_default=True, help="Device name, or a TOML file.")
 @click.option("--data", help="Samples: .npz, .npy, an image folder, or python:module:function.")
 @click.option("-o", "--output", type=MODEL_PATH, help="Folder to write. Default: MODEL-PROFILE, here.")
-@click.option("--recipe", type=MODEL_PATH, help="TOML file with the options below; what is said here overrules it.")
 @click.option("--scheme", type=click.Choice(_SCHEMES), help="Number types. Default: the profile's best.")
 @click.option("--algorithm", type=click.Choice(_ALGORITHMS), help="How weight scales are found. Default: min_max.")
 @click.option("--input-type", type=click.Choice(_IO_TYPES), help="Type of the inputs. Default: the profile's.")
@@ -31,7 +31,7 @@ _IO_TYPES = [kind.value for kind in IoType]
 @click.option(
     "--max-accuracy-drop", type=click.FloatRange(0, 1), help="Exit with 1 if accuracy falls by more, e.g. 0.01."
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of every random choice. Default: 0.")
+@pass_options
 @click.option("--no-benchmark", is_flag=True, help="Do not measure latency.")
 @model_options
 @output_options
@@ -41,6 +41,8 @@ def command(
     data: str | None,
     output: Path | None,
     recipe: Path | None,
+    train: str | None,
+    resume: bool,
     no_benchmark: bool,
     input_shape: tuple[tuple[str, tuple[int, ...]], ...],
     input_range: tuple[float, float] | None,
@@ -50,12 +52,13 @@ def command(
     quiet: bool,
     **settings: Any,
 ) -> int:
-    r"""Turn MODEL (.keras, .h5 or a SavedModel folder) into a verified .tflite file for a device.
+    """Turn MODEL (.keras, .h5 or a SavedModel folder) into a verified .tflite file for a device.
 
     \b
     Writes a folder with the .tflite file, report.json and golden.npz.
     Example: edgecompress convert model.keras --profile pixel --data samples.npz
-    """
+    Example: edgecompress convert model.keras --prune 0.8 --qat --train train.npz
+    """  # noqa: D301 (click wants the character itself)
     from edgecompress.cli.progress import show_progress
     from edgecompress.pipeline import convert
     from edgecompress.report.terminal import print_report
@@ -66,7 +69,9 @@ def command(
             profile,
             output=output,
             data=data,
-            recipe=_recipe(recipe, settings),
+            train=train,
+            resume=resume,
+            recipe=recipe_of(recipe, settings),
             input_shape=dict(input_shape),
             input_range=input_range,
             custom_objects=load_custom_objects(custom_objects),
@@ -79,22 +84,3 @@ def command(
     elif not quiet:
         print_report(report)
     return 1 if report.failed else 0
-
-
-def _recipe(path: Path | None, settings: dict[str, Any]) -> Any:
-    """Returns the recipe file's recipe, or the default one, with what the options say in its place."""
-    from edgecompress.recipes import Recipe, load_recipe
-
-    recipe = load_recipe(path).model_dump() if path is not None else Recipe().model_dump()
-    given = {key: value for key, value in settings.items() if value is not None}
-    homes = {
-        "verify_samples": ("verification", "samples"),
-        "max_accuracy_drop": ("verification", "max_accuracy_drop"),
-    }
-    for key, value in given.items():
-        if key == "seed":
-            recipe["seed"] = value
-        else:
-            part, name = homes.get(key, ("quantization", key))
-            recipe[part][name] = value
-    return Recipe.model_validate(recipe)

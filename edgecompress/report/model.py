@@ -1,4 +1,4 @@
-"""The report of a conversion, as data with a versioned schema."""
+"""The reports of a conversion and of a compression, as data with versioned schemas."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from edgecompress.benchmark.measurement import Measurement
 from edgecompress.calibration import CalibrationAudit
 from edgecompress.check import Violation
 from edgecompress.outputs import REPORT_SCHEMA
+from edgecompress.passes.base import PassResult
 from edgecompress.recipes import Recipe
 from edgecompress.schemes import QuantizationScheme
+from edgecompress.verify.kernels import KernelInFile
 from edgecompress.verify.metrics import Scores
 from edgecompress.verify.verification import Verified
 
@@ -39,6 +41,14 @@ class DataUsed(_Part):
     sha256: str
 
 
+class TrainingData(_Part):
+    """The samples that the passes trained on, their share for validation among them."""
+
+    source: str
+    samples: int
+    sha256: str
+
+
 class Attempt(_Part):
     """A scheme that the profile allows, and what became of it."""
 
@@ -48,13 +58,18 @@ class Attempt(_Part):
 
 
 class Variant(_Part):
-    """One side of the before/after table. Bytes are those of a .tflite file; `gzip_bytes` is what a download costs."""
+    """One side of the before/after table. Bytes are those of a .tflite file; `gzip_bytes` is what a download costs.
+
+    `vela_flash_bytes` is Vela's estimate of the flash that the file takes on an Ethos-U: None for float files, which
+    Vela does not compile, and for other devices.
+    """
 
     scheme: QuantizationScheme
     parameters: int
     macs: int | None
     size_bytes: int
     gzip_bytes: int
+    vela_flash_bytes: int | None = None
     scores: Scores | None = None
     measurement: Measurement | None = None
 
@@ -66,6 +81,10 @@ class Report(_Part):
         command: The command line that repeats it.
         before: The model as a float32 .tflite file.
         after: The finished file.
+        data: The samples that calibrated and verified it.
+        training: The samples that the passes trained on.
+        passes: What each pass of the recipe planned, reached and how it trained.
+        kernels: What the file holds of each kernel, if there were passes.
         attempts: Every scheme that was considered, in the profile's order.
         notes: What was skipped, assumed or left alone, and why, in plain words.
         failed: Checks and thresholds that failed; the exit code is 1 if there are any.
@@ -83,6 +102,9 @@ class Report(_Part):
     source: SourceModel
     recipe: Recipe
     data: DataUsed | None
+    training: TrainingData | None = None
+    passes: tuple[PassResult, ...] = ()
+    kernels: tuple[KernelInFile, ...] = ()
     scheme: QuantizationScheme
     attempts: tuple[Attempt, ...]
     audit: CalibrationAudit | None
@@ -93,6 +115,54 @@ class Report(_Part):
     notes: tuple[str, ...]
     failed: tuple[str, ...]
     files: dict[str, str]
+    output: str
+
+    def to_json(self) -> str:
+        """Returns the report as indented JSON."""
+        return self.model_dump_json(by_alias=True, indent=2) + "\n"
+
+
+class FileSize(_Part):
+    """Bytes of a .keras file, and of it after gzip at level 9."""
+
+    size_bytes: int
+    gzip_bytes: int
+
+
+class CompressReport(_Part):
+    """What passes made of a Keras model, with all that is needed to do it again.
+
+    Attributes:
+        command: The command line that repeats it.
+        data: The samples that verified it.
+        training: The samples that the passes trained on.
+        passes: What each pass planned, reached and how it trained.
+        verified: The compressed model compared with the original.
+        before: The original, saved without its optimizer.
+        after: The compressed model, likewise.
+        notes: What was skipped, assumed or left alone, and why, in plain words.
+        failed: Thresholds that failed; the exit code is 1 if there are any.
+        weights_sha256: Hash of the compressed weights, the same for the same inputs and seed (a .keras file is not: it
+            holds the time).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    schema_name: Literal["edgecompress.compress/1"] = Field("edgecompress.compress/1", alias="schema")
+    command: tuple[str, ...]
+    versions: dict[str, str]
+    machine: str
+    source: SourceModel
+    recipe: Recipe
+    data: DataUsed | None
+    training: TrainingData | None
+    passes: tuple[PassResult, ...]
+    verified: Verified
+    before: FileSize
+    after: FileSize
+    notes: tuple[str, ...]
+    failed: tuple[str, ...]
+    weights_sha256: str
     output: str
 
     def to_json(self) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from edgecompress.artifacts import Artifact
 from edgecompress.benchmark.measurement import Measurement
+from edgecompress.passes.base import PassResult
 from edgecompress.profiles import Profile, Target
-from edgecompress.recipes import Recipe
+from edgecompress.recipes import Quantization, Recipe
 from edgecompress.report.model import Attempt, DataUsed
 from edgecompress.schemes import Algorithm, QuantizationScheme
 from edgecompress.verify.verification import Verified
@@ -26,25 +27,67 @@ def notes_on(  # noqa: PLR0913, PLR0917 (what there is to say something about)
     attempts: Sequence[Attempt],
     verified: Verified,
     measured: Sequence[Measurement],
+    *,
+    trained: Sequence[str],
+    passes: Sequence[PassResult],
+    flash: str | None,
 ) -> tuple[str, ...]:
-    """Returns the notes of a report, the gravest first."""
+    """Returns the notes of a report, the gravest first.
+
+    Args:
+        device: What the file is for.
+        plan: The recipe.
+        scheme: The file's number types.
+        after: The file.
+        data: The samples that calibrated and verified it.
+        attempts: The schemes that were considered.
+        verified: How the file compares with the float model.
+        measured: Latencies.
+        trained: What was noted while the data was divided and the passes ran.
+        passes: What the passes did.
+        flash: Why the flash size on an Ethos-U is not known, or None.
+    """
     refused = (f"{one.scheme} was not made: {one.reason}" for one in attempts if one.outcome == "refused")
     return (
-        *_of_quality(verified),
+        *_of_quality(verified, passes=passes),
         *refused,
         *_of_data(data, verified),
+        *trained,
+        *_of_passes(passes, file=".tflite"),
         *_of_numbers(plan, scheme, after),
         *_of_latency(device, measured),
+        *(() if flash is None else (f"The size in flash on the {Target.NPU} is not known: {flash}",)),
         *_of_unchecked(device),
     )
 
 
-def _of_quality(verified: Verified) -> Iterator[str]:
+def notes_on_compression(
+    recipe: Recipe,
+    verified: Verified,
+    data: DataUsed | None,
+    *,
+    trained: Sequence[str],
+    passes: Sequence[PassResult],
+) -> tuple[str, ...]:
+    """Returns the notes of a report on a compressed .keras file, the gravest first."""
+    return (
+        *_of_quality(verified, passes=passes),
+        *_of_data(data, verified),
+        *trained,
+        *_of_passes(passes, file=".keras"),
+        *_of_what_convert_does(recipe),
+    )
+
+
+def _of_quality(verified: Verified, *, passes: Sequence[PassResult]) -> Iterator[str]:
     drop = verified.accuracy_drop
     if drop is not None and drop > _LARGE_DROP:
         what = "accuracy fell by" if verified.scores is not None else "the share of changed answers is"
-        yield f"WARNING: {what} {drop:.1%}. Check the range of the samples, or try another --scheme or --algorithm."
-    for output in verified.outputs:
+        advice = "Check the range of the samples, or try another --scheme or --algorithm."
+        if passes:
+            advice = "Train for more --epochs, or ask the passes for less."
+        yield f"WARNING: {what} {drop:.1%}. {advice}"
+    for output in verified.outputs if not passes else ():  # whose purpose is another model, not the same answers
         if output.snr_db is not None and output.snr_db < _LOW_SNR_DB:
             yield f"WARNING: output {output.name} has only {output.snr_db:.1f} dB SNR against the float model."
 
@@ -53,12 +96,31 @@ def _of_data(data: DataUsed | None, verified: Verified) -> Iterator[str]:
     if data is None:
         yield (
             "No data was given: nothing was calibrated, and the comparison with the float model used seeded random "
-            "inputs, so it shows errors of the conversion but says nothing of accuracy. Pass --data."
+            "inputs, so it shows errors of the result but says nothing of accuracy. Pass --data."
         )
     elif verified.kind == "calibration":
         yield "There was one sample only: the file was verified on the sample that calibrated it."
     elif verified.scores is None:
         yield "The data has no labels: agreement with the float model is reported instead of accuracy."
+
+
+def _of_passes(passes: Sequence[PassResult], *, file: str) -> Iterator[str]:
+    for one in passes:
+        for note in (*one.notes, *(() if one.trained is None else one.trained.notes)):
+            yield f"{one.kind}: {note}"
+        for layer in one.plan:
+            if not layer.applies and layer.fix is not None:
+                yield f"{one.kind} left {layer.layer} alone: {layer.detail}. Fix: {layer.fix}"
+    if any(one.kind in ("prune", "cluster") for one in passes):
+        yield (
+            f"Zeros and shared values do not make the {file} file itself smaller: gzip shows what they save in a "
+            "download, and the Vela flash size what they save on an Ethos-U."
+        )
+
+
+def _of_what_convert_does(recipe: Recipe) -> Iterator[str]:
+    if recipe.quantization != Quantization():
+        yield "The recipe's [quantization] says how `convert` makes a .tflite file; it has no part in a .keras file."
 
 
 def _of_numbers(plan: Recipe, scheme: QuantizationScheme, after: Artifact) -> Iterator[str]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from edgecompress.artifacts import Artifact
 from edgecompress.benchmark.measurement import Measurement
@@ -17,19 +15,28 @@ from edgecompress.comparison import Comparison
 from edgecompress.doctor import Diagnoses
 from edgecompress.inspection import ModelSummary
 from edgecompress.profiles import Profile
+from edgecompress.report.compression import print_passes
 from edgecompress.report.model import Report, Variant
+from edgecompress.report.tables import (
+    headline,
+    in_bytes,
+    in_count,
+    in_ratio,
+    new_console,
+    new_table,
+    score_change,
+    score_rows,
+    verified_line,
+)
 from edgecompress.verify.evaluation import Evaluation
-from edgecompress.verify.metrics import Scores
-from edgecompress.verify.verification import Verified
 
 _MAX_CLASSES = 20
-_WIDTH_OF_FILES = 120
 
 
 def print_report(report: Report) -> None:
     """Prints what a conversion did: before and after, proof, audit, notes."""
-    console = _console()
-    table = _table("", "float32", str(report.scheme), "change", right=(1, 2, 3))
+    console = new_console()
+    table = new_table("", "float32", str(report.scheme), "change", right=(1, 2, 3))
     for row in _before_after(report.before, report.after):
         table.add_row(*row)
     source = report.source
@@ -38,7 +45,8 @@ def print_report(report: Report) -> None:
         f"{report.scheme}, written to [bold]{escape(report.output)}[/]"
     )
     console.print(table)
-    console.print(_verified_line(report.verified))
+    print_passes(console, report.passes)
+    console.print(verified_line(report.verified))
     if report.audit is not None:
         _print_audit(console, report.audit)
     for note in report.notes:
@@ -51,23 +59,23 @@ def print_report(report: Report) -> None:
 def print_inspection(found: Artifact | ModelSummary) -> None:
     """Prints the operators of a .tflite file, or the layers of a Keras model."""
     if isinstance(found, Artifact):
-        _print_artifact(_console(), found)
+        _print_artifact(new_console(), found)
     else:
-        _print_summary(_console(), found)
+        _print_summary(new_console(), found)
 
 
 def print_evaluation(found: Evaluation) -> None:
     """Prints accuracy, and the confusion matrix where it fits."""
-    console = _console()
+    console = new_console()
     console.print(f"[bold]{escape(found.model)}[/] on {escape(found.data)}, {found.scores.samples:,} labels")
-    table = _table("figure", "value", right=(1,))
-    for name, value in _score_rows(found.scores):
+    table = new_table("figure", "value", right=(1,))
+    for name, value in score_rows(found.scores):
         table.add_row(name, value)
     console.print(table)
     confusion = found.scores.confusion
     if confusion is not None and len(confusion) <= _MAX_CLASSES:
         names = found.class_names or tuple(str(index) for index in range(len(confusion)))
-        matrix = _table("label \\ predicted", *map(escape, names), right=range(1, len(names) + 1))
+        matrix = new_table("label \\ predicted", *map(escape, names), right=range(1, len(names) + 1))
         for name, row in zip(names, confusion, strict=False):
             matrix.add_row(escape(name), *(str(count) if count else "·" for count in row))
         console.print(matrix)
@@ -75,9 +83,9 @@ def print_evaluation(found: Evaluation) -> None:
 
 def print_measurements(names: Sequence[str], measurements: Iterable[Measurement]) -> None:
     """Prints latencies in milliseconds, where they were measured, and operators where asked for."""
-    console = _console()
+    console = new_console()
     found = list(measurements)
-    table = _table("model", "median", "p90", "p95", "min", "std", "load", "memory", "runs", right=range(1, 9))
+    table = new_table("model", "median", "p90", "p95", "min", "std", "load", "memory", "runs", right=range(1, 9))
     for name, one in zip(names, found, strict=True):
         times = one.latency
         if times is None:
@@ -86,7 +94,7 @@ def print_measurements(names: Sequence[str], measurements: Iterable[Measurement]
         figures = (times.median_ms, times.p90_ms, times.p95_ms, times.min_ms, times.std_ms, one.load_ms or 0.0)
         table.add_row(
             escape(name), *(f"{ms:.3f} ms" for ms in figures),
-            "" if one.peak_memory_bytes is None else _bytes(one.peak_memory_bytes), str(one.runs),
+            "" if one.peak_memory_bytes is None else in_bytes(one.peak_memory_bytes), str(one.runs),
         )  # fmt: skip
     console.print(table)
     for name, one in zip(names, found, strict=True):
@@ -94,7 +102,7 @@ def print_measurements(names: Sequence[str], measurements: Iterable[Measurement]
         if one.per_op_unavailable_because:
             console.print(f"- {escape(one.per_op_unavailable_because)}")
         if one.per_op:
-            profile = _table("operator", "µs", "share", right=(1, 2))
+            profile = new_table("operator", "µs", "share", right=(1, 2))
             for op in one.per_op:
                 profile.add_row(escape(op.name), f"{op.mean_us:.1f}", f"{op.share:.1%}")
             console.print(profile)
@@ -102,9 +110,9 @@ def print_measurements(names: Sequence[str], measurements: Iterable[Measurement]
 
 def print_comparison(found: Comparison) -> None:
     """Prints models side by side; changes are against the first one."""
-    console = _console()
+    console = new_console()
     labelled = any(row.scores for row in found.rows)
-    table = _table(
+    table = new_table(
         "model", "parameters", "MACs", "file", "gzip", *(["score"] if labelled else []), "median", "against first",
         right=range(1, 8),
     )  # fmt: skip
@@ -112,10 +120,10 @@ def print_comparison(found: Comparison) -> None:
     for row in found.rows:
         times = row.measurement.latency
         speed = "" if times is None or first is None else f"{times.median_ms / first.median_ms:.2f} x"
-        score = [_headline(row.scores) if row.scores else ""] if labelled else []
+        score = [headline(row.scores) if row.scores else ""] if labelled else []
         name = f"{row.model} (as float32 .tflite)" if row.as_float_tflite else row.model
         table.add_row(
-            escape(name), f"{row.parameters:,}", _count(row.macs), _bytes(row.size_bytes), _bytes(row.gzip_bytes),
+            escape(name), f"{row.parameters:,}", in_count(row.macs), in_bytes(row.size_bytes), in_bytes(row.gzip_bytes),
             *score, "unavailable" if times is None else f"{times.median_ms:.3f} ms", speed,
         )  # fmt: skip
     console.print(table)
@@ -124,9 +132,10 @@ def print_comparison(found: Comparison) -> None:
 
 def print_diagnoses(found: Diagnoses) -> None:
     """Prints what works here, and the fix for what does not."""
-    console = _console()
+    console = new_console()
     console.print(f"[dim]{escape(found.machine)}[/]")
-    table = _table("", "what", "found", "for", "fix")
+    table = new_table("", "what", "found", "for", "fix")
+    table.columns[1].no_wrap = True
     for one in found.found:
         mark = "[green]yes[/]" if one.usable else "[yellow]no[/]"
         table.add_row(mark, one.name, escape(one.detail), one.needed_for, escape(one.fix or ""))
@@ -135,20 +144,20 @@ def print_diagnoses(found: Diagnoses) -> None:
 
 def print_profiles(found: Iterable[Profile]) -> None:
     """Prints one line a profile."""
-    table = _table("name", "device", "runs on", "schemes, best first")
+    table = new_table("name", "device", "runs on", "schemes, best first")
     for profile in found:
         targets, schemes = ", ".join(profile.runtime.targets), ", ".join(profile.quantization.schemes)
         table.add_row(profile.name, escape(profile.title), targets, schemes)
-    _console().print(table)
+    new_console().print(table)
 
 
 def print_profile(profile: Profile) -> None:
     """Prints all that a profile says."""
-    console = _console()
+    console = new_console()
     console.print(f"[bold]{profile.name}[/]: {escape(profile.title)}")
     if profile.description:
         console.print(escape(profile.description))
-    table = _table("field", "value")
+    table = new_table("field", "value")
     for part in ("chip", "runtime", "quantization", "check", "limits", "package"):
         for name, value in getattr(profile, part).model_dump(mode="json", exclude_none=True).items():
             shown = ", ".join(value) if isinstance(value, list) else f"{value:,}" if isinstance(value, int) else value
@@ -158,63 +167,24 @@ def print_profile(profile: Profile) -> None:
         console.print(f"[dim]{escape(source.fact)}: {source.url}[/]")
 
 
-def _console() -> Console:
-    # In a file or a pipe the tables keep one width, so that they do not depend on a terminal.
-    return Console(
-        file=sys.stdout, highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else _WIDTH_OF_FILES
-    )
-
-
-def _table(*columns: str, right: Iterable[int] = ()) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    aligned = set(right)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index in aligned else "left", overflow="fold")
-    return table
-
-
 def _before_after(before: Variant, after: Variant) -> Iterable[tuple[str, str, str, str]]:
-    yield "parameters", f"{before.parameters:,}", f"{after.parameters:,}", _ratio(before.parameters, after.parameters)
-    yield "MACs", _count(before.macs), _count(after.macs), _ratio(before.macs, after.macs)
-    yield "file", _bytes(before.size_bytes), _bytes(after.size_bytes), _ratio(before.size_bytes, after.size_bytes)
-    yield "gzip", _bytes(before.gzip_bytes), _bytes(after.gzip_bytes), _ratio(before.gzip_bytes, after.gzip_bytes)
+    yield "parameters", f"{before.parameters:,}", f"{after.parameters:,}", in_ratio(before.parameters, after.parameters)
+    yield "MACs", in_count(before.macs), in_count(after.macs), in_ratio(before.macs, after.macs)
+    yield "file", in_bytes(before.size_bytes), in_bytes(after.size_bytes), in_ratio(before.size_bytes, after.size_bytes)
+    yield "gzip", in_bytes(before.gzip_bytes), in_bytes(after.gzip_bytes), in_ratio(before.gzip_bytes, after.gzip_bytes)
+    if before.vela_flash_bytes is not None or after.vela_flash_bytes is not None:
+        old, new = (
+            "" if size is None else in_bytes(size) for size in (before.vela_flash_bytes, after.vela_flash_bytes)
+        )
+        yield "Vela flash", old, new, in_ratio(before.vela_flash_bytes, after.vela_flash_bytes)
     if before.scores is not None and after.scores is not None:
-        after_rows = dict(_score_rows(after.scores))
-        for name, value in _score_rows(before.scores):
-            yield name, value, after_rows[name], _score_change(name, before.scores, after.scores)
+        after_rows = dict(score_rows(after.scores))
+        for name, value in score_rows(before.scores):
+            yield name, value, after_rows[name], score_change(name, before.scores, after.scores)
     first, second = before.measurement, after.measurement
     if first is not None and second is not None and first.latency is not None and second.latency is not None:
-        old, new = first.latency.median_ms, second.latency.median_ms
-        yield f"latency, {first.threads} thread(s)", f"{old:.3f} ms", f"{new:.3f} ms", _ratio(old, new)
-
-
-def _score_rows(scores: Scores) -> Iterable[tuple[str, str]]:
-    if scores.accuracy is not None:
-        yield "accuracy (top-1)", f"{scores.accuracy:.2%}"
-    if scores.top5_accuracy is not None:
-        yield "top-5", f"{scores.top5_accuracy:.2%}"
-    if scores.mse is not None and scores.mae is not None:
-        yield "mean squared error", f"{scores.mse:.6g}"
-        yield "mean absolute error", f"{scores.mae:.6g}"
-
-
-def _score_change(name: str, before: Scores, after: Scores) -> str:
-    if name.startswith("accuracy") and before.accuracy is not None and after.accuracy is not None:
-        return f"{100 * (after.accuracy - before.accuracy):+.2f} points"
-    return ""
-
-
-def _headline(scores: Scores) -> str:
-    return f"{scores.accuracy:.2%}" if scores.accuracy is not None else f"MAE {scores.mae:.4g}"
-
-
-def _verified_line(verified: Verified) -> str:
-    parts = []
-    for output in verified.outputs:
-        snr = "identical" if output.snr_db is None else f"{output.snr_db:.1f} dB SNR"
-        same = "" if output.top1_agreement is None else f", {output.top1_agreement:.2%} same answers"
-        parts.append(f"{escape(output.name)} {snr}{same}")
-    return f"verified against the float model on {verified.samples} {verified.kind} samples: {'; '.join(parts)}"
+        old_ms, new_ms = first.latency.median_ms, second.latency.median_ms
+        yield f"latency, {first.threads} thread(s)", f"{old_ms:.3f} ms", f"{new_ms:.3f} ms", in_ratio(old_ms, new_ms)
 
 
 def _print_audit(console: Console, audit: CalibrationAudit) -> None:
@@ -233,23 +203,25 @@ def _print_audit(console: Console, audit: CalibrationAudit) -> None:
 
 
 def _print_artifact(console: Console, found: Artifact) -> None:
-    console.print(f"[bold]{escape(found.path.name)}[/]: {_bytes(found.size_bytes)}, {_bytes(found.gzip_bytes)} as gzip")
+    console.print(
+        f"[bold]{escape(found.path.name)}[/]: {in_bytes(found.size_bytes)}, {in_bytes(found.gzip_bytes)} as gzip"
+    )
     for side, tensors in (("input", found.signature.inputs), ("output", found.signature.outputs)):
         for name, tensor in tensors.items():
             scale = "" if tensor.scale is None else f", scale {tensor.scale:g}, zero point {tensor.zero_point}"
             console.print(f"{side} {escape(name)}: {tensor.dtype} {list(tensor.shape)}{scale}")
-    table = _table("", "operator", "output", "type", "parameters", "MACs", "bytes", right=(0, 4, 5, 6))
+    table = new_table("", "operator", "output", "type", "parameters", "MACs", "bytes", right=(0, 4, 5, 6))
     many = len({op.subgraph for op in found.ops}) > 1
     for op in found.ops:
         number = f"{op.subgraph}.{op.index}" if many else str(op.index)
         shape = "" if op.output_shape is None else str(list(op.output_shape))
         table.add_row(
-            number, escape(op.name), escape(shape), op.output_dtype or "", f"{op.parameters:,}", _count(op.macs),
+            number, escape(op.name), escape(shape), op.output_dtype or "", f"{op.parameters:,}", in_count(op.macs),
             f"{op.weight_bytes:,}",
         )  # fmt: skip
     console.print(table)
     note = f" ({escape(found.macs_note)})" if found.macs_note else ""
-    console.print(f"total: {found.parameters:,} parameters, {_count(found.macs)} MACs{note}")
+    console.print(f"total: {found.parameters:,} parameters, {in_count(found.macs)} MACs{note}")
     if found.min_runtime_version:
         console.print(f"needs TensorFlow Lite {escape(found.min_runtime_version)} or later")
 
@@ -259,15 +231,15 @@ def _print_summary(console: Console, found: ModelSummary) -> None:
     for side, tensors in (("input", found.inputs), ("output", found.outputs)):
         for name, tensor in tensors.items():
             console.print(f"{side} {escape(name)}: {tensor.dtype} {_shape(tensor.shape)}")
-    table = _table("layer", "kind", "output", "type", "parameters", "MACs", "bytes", right=(4, 5, 6))
+    table = new_table("layer", "kind", "output", "type", "parameters", "MACs", "bytes", right=(4, 5, 6))
     for layer in found.layers:
         table.add_row(
             escape(layer.name), layer.kind, _shape(layer.output_shape), layer.dtype,
-            f"{layer.parameters:,}", _count(layer.macs), f"{layer.bytes:,}",
+            f"{layer.parameters:,}", in_count(layer.macs), f"{layer.bytes:,}",
         )  # fmt: skip
     console.print(table)
     console.print(
-        f"total: {found.parameters:,} parameters, {_count(found.macs)} MACs, {_bytes(found.bytes)} of weights"
+        f"total: {found.parameters:,} parameters, {in_count(found.macs)} MACs, {in_bytes(found.bytes)} of weights"
     )
     for name in found.not_counted:
         console.print(f"- MACs not counted: {escape(name)}")
@@ -286,17 +258,4 @@ def _where(measurement: Measurement) -> str:
 
 
 def _size_of(size: int | None) -> str:
-    return "" if size is None else f", {_bytes(size)}"
-
-
-def _bytes(size: int) -> str:
-    """Kilobytes of 1,000 bytes, as file managers and app stores count."""
-    return f"{size:,} B" if size < 1000 else f"{size / 1000:,.1f} kB" if size < 10_000_000 else f"{size / 1e6:,.1f} MB"  # noqa: PLR2004 (units)
-
-
-def _count(number: int | None) -> str:
-    return "unknown" if number is None else f"{number:,}"
-
-
-def _ratio(before: float | None, after: float | None) -> str:
-    return "" if not before or after is None else f"{after / before:.2f} x"
+    return "" if size is None else f", {in_bytes(size)}"

@@ -9,24 +9,6 @@ import pytest
 
 
 @pytest.fixture
-def refused(edgecompress, tmp_path):
-    """Runs a command that must fail: one line on stderr, nothing on stdout, no new file; returns the line."""
-
-    def call(*words: object, code: int = 2) -> str:
-        before = sorted(tmp_path.rglob("*"))
-        done = edgecompress(*words)
-        assert done.code == code, done
-        assert done.out == ""
-        assert done.err.startswith("Error: ")
-        assert done.err.count("\n") == 1
-        assert "Traceback" not in done.err
-        assert sorted(tmp_path.rglob("*")) == before
-        return done.err
-
-    return call
-
-
-@pytest.fixture
 def samples(tmp_path):
     """Writes an .npz that fits the CNN, changed as asked; returns its path."""
 

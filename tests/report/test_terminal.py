@@ -2,7 +2,8 @@ import re
 
 import pytest
 
-from edgecompress.report.terminal import _bytes, _ratio, print_report
+from edgecompress.report.tables import in_bytes, in_ratio
+from edgecompress.report.terminal import print_report
 
 
 @pytest.mark.parametrize(
@@ -10,12 +11,12 @@ from edgecompress.report.terminal import _bytes, _ratio, print_report
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_234_567, "1,234.6 kB"), (12_345_678, "12.3 MB")],
 )
 def test_sizes_count_in_thousands(size: int, text: str) -> None:
-    assert _bytes(size) == text
+    assert in_bytes(size) == text
 
 
 def test_ratios_need_a_base() -> None:
-    assert _ratio(200, 50) == "0.25 x"
-    assert _ratio(None, 50) == _ratio(0, 50) == _ratio(5, None) == ""
+    assert in_ratio(200, 50) == "0.25 x"
+    assert in_ratio(None, 50) == in_ratio(0, 50) == in_ratio(5, None) == ""
 
 
 def test_names_with_brackets_are_printed_as_they_are(digits_cnn, tmp_path, capsys) -> None:

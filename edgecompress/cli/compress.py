@@ -1,0 +1,67 @@
+"""`edgecompress compress`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgecompress.cli.options import MODEL_PATH, load_custom_objects, model_options, output_options
+from edgecompress.cli.passes import pass_options, recipe_of
+
+
+@click.command("compress")
+@click.argument("model", type=MODEL_PATH)
+@click.option("-o", "--output", type=MODEL_PATH, help="File to write. Default: MODEL-compressed.keras, here.")
+@pass_options
+@click.option("--data", help="Samples to verify on. Default: some of --train, which are then not trained on.")
+@click.option("--verify-samples", type=click.IntRange(min=1), help="Held-out samples, at most. Default: 500.")
+@click.option(
+    "--max-accuracy-drop", type=click.FloatRange(0, 1), help="Exit with 1 if accuracy falls by more, e.g. 0.01."
+)
+@model_options
+@output_options
+def command(
+    model: Path,
+    output: Path | None,
+    recipe: Path | None,
+    train: str | None,
+    data: str | None,
+    resume: bool,
+    input_shape: tuple[tuple[str, tuple[int, ...]], ...],
+    input_range: tuple[float, float] | None,
+    custom_objects: tuple[str, ...],
+    unsafe: bool,
+    as_json: bool,
+    quiet: bool,
+    **settings: Any,
+) -> int:
+    """Prune and cluster MODEL (of Keras 3), train it again, and write it as a .keras file.
+
+    \b
+    Example: edgecompress compress model.keras --prune 0.8 --epochs 8 --train train.npz
+    """  # noqa: D301 (click wants the character itself)
+    from edgecompress.cli.progress import show_progress
+    from edgecompress.pipeline import compress
+    from edgecompress.report.compression import print_compression
+
+    with show_progress(quiet=quiet) as progress:
+        report = compress(
+            model,
+            output,
+            recipe=recipe_of(recipe, settings),
+            train=train,
+            data=data,
+            resume=resume,
+            input_shape=dict(input_shape),
+            input_range=input_range,
+            custom_objects=load_custom_objects(custom_objects),
+            unsafe=unsafe,
+            progress=progress,
+        )
+    if as_json:
+        click.echo(report.to_json(), nl=False)
+    elif not quiet:
+        print_compression(report)
+    return 1 if report.failed else 0

@@ -1,0 +1,203 @@
+"""The options that say what is done to a model: passes, their training, and the recipe file that says the same."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from edgecompress.cli.options import MODEL_PATH
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from edgecompress.recipes import Recipe
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+# A comma before `key=`, outside of brackets.
+_BETWEEN_FIELDS = re.compile(r",(?![^\[{]*[\]}])(?=\s*[\w-]+\s*=)")
+_FIELD = re.compile(r"\s*([\w-]+)\s*=\s*(.*)", re.DOTALL)
+# Where the settings live in a recipe, whose keys have these names; the others are keys of [quantization].
+_HOMES = {
+    "verify_samples": ("verification", "samples"),
+    "max_accuracy_drop": ("verification", "max_accuracy_drop"),
+    **{key: ("training", key) for key in ("epochs", "batch_size", "learning_rate", "validation", "early_stopping")},
+}
+
+
+class PassFields(click.ParamType[dict[str, Any]]):
+    """The fields of a pass: its main one alone, `key=value` pairs, or a TOML inline table.
+
+    Args:
+        read_main: Turns a value without a key into fields, or returns None.
+        example: What the error for anything else shows.
+    """
+
+    name = "value"
+
+    def __init__(self, read_main: Callable[[str], dict[str, Any] | None], example: str) -> None:
+        self._read_main = read_main
+        self._example = example
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        if isinstance(value, dict):
+            return value
+        fields = self._read(value.strip())
+        if fields is None:
+            self.fail(f"{value!r} is not a value such as {self._example}", param, ctx)
+        return fields
+
+    def _read(self, text: str) -> dict[str, Any] | None:
+        if text.startswith("{"):
+            table = _toml(text)
+            return table if isinstance(table, dict) else None
+        fields: dict[str, Any] = {}
+        for number, part in enumerate(_BETWEEN_FIELDS.split(text)):
+            pair = _FIELD.fullmatch(part)
+            if pair is not None:
+                value = _toml(pair[2])
+                fields[pair[1]] = pair[2].strip() if value is None else value
+                continue
+            main = self._read_main(part) if number == 0 else None
+            if main is None:
+                return None
+            fields |= main
+        return fields
+
+
+def _toml(text: str) -> Any:
+    """Returns a TOML value, or None for what is none: a bare word."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return None
+
+
+def _read_prune(text: str) -> dict[str, Any] | None:
+    if re.fullmatch(r"\d+:\d+", text):
+        return {"pattern": text}
+    value = _toml(text)
+    return {"sparsity": value} if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _read_cluster(text: str) -> dict[str, Any] | None:
+    value = _toml(text)
+    return {"clusters": value} if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+_PRUNE = PassFields(_read_prune, "0.8, 2:4, sparsity=0.8,schedule=constant or {sparsity=0.8, layers={'conv.*'=0.9}}")
+_CLUSTER = PassFields(_read_cluster, "16, clusters=16,centroids=linear or {clusters=16, layers={'conv.*'=8}}")
+_QAT = PassFields(lambda _text: None, "preserve_sparsity=false or {exclude=['head']}")
+
+
+def pass_options(command: Command) -> Command:
+    """Adds the passes, how they train, on what, and the recipe file; `recipe_of` makes a recipe of their values."""
+    for decorate in reversed((
+        click.option("--recipe", type=MODEL_PATH, help="TOML file that says all this; options given here overrule it."),
+        click.option(
+            "--prune", type=_PRUNE, help="Set weights to zero: a share such as 0.8, a pattern such as 2:4, key=value,…"
+        ),
+        click.option(
+            "--cluster", type=_CLUSTER, help="Let the weights of a kernel share so many values, e.g. 16, or key=value,…"
+        ),
+        click.option("--qat", is_flag=True, help="Train with quantization simulated; the last pass."),
+        click.option("--qat-options", type=_QAT, help="Fields of the --qat pass, key=value,… Implies --qat."),
+        click.option("--train", metavar="DATA", help="Labelled samples to train on, as --data takes them."),
+        click.option("--epochs", type=click.IntRange(min=1), help="Of each pass that trains. Default: 5."),
+        click.option("--batch-size", type=click.IntRange(min=1), help="Samples a training step. Default: 32."),
+        click.option(
+            "--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Default: the model's, or 0.001."
+        ),
+        click.option(
+            "--validation", type=click.FloatRange(0, 1, max_open=True),
+            help="Share of the training samples that judges the epochs. Default: 0.1.",
+        ),
+        click.option(
+            "--early-stopping", type=click.IntRange(min=1), help="Stop after so many epochs without a better loss."
+        ),
+        click.option("--resume", is_flag=True, help="Go on from the checkpoints of a run that was ended."),
+        click.option("--seed", type=click.IntRange(min=0), help="Seed of every random choice. Default: 0."),
+    )):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+def recipe_of(path: Path | None, settings: dict[str, Any]) -> Recipe:
+    """Returns the recipe file's recipe, or the default one, with what the options say in its place.
+
+    Args:
+        path: The recipe file, or None.
+        settings: Values of the options by their names, None for those that were not given.
+
+    Raises:
+        RecipeError: The file is no recipe.
+        UsageError: An option has a wrong field or value.
+    """
+    from edgecompress.recipes import Recipe, load_recipe
+
+    given = {key: value for key, value in settings.items() if value is not None}
+    recipe = (load_recipe(path) if path is not None else Recipe()).model_dump()
+    recipe["passes"] = _passes(recipe["passes"], given)
+    for key, value in given.items():
+        if key == "seed":
+            recipe["seed"] = value
+        else:
+            part, name = _HOMES.get(key, ("quantization", key))
+            recipe[part][name] = value
+    return Recipe.model_validate(recipe)
+
+
+def _passes(passes: tuple[dict[str, Any], ...], given: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the recipe's passes with those of the options, which are taken out of `given`."""
+    from edgecompress.techniques import Cluster, Prune, Qat
+
+    qat, qat_fields = given.pop("qat", False), given.pop("qat_options", None)
+    options: tuple[tuple[type[BaseModel], str, dict[str, Any] | None], ...] = (
+        (Prune, "--prune", given.pop("prune", None)),
+        (Cluster, "--cluster", given.pop("cluster", None)),
+        (Qat, "--qat-options", qat_fields if qat_fields is not None else {} if qat else None),
+    )
+    order = [technique.model_fields["kind"].default for technique, _, _ in options]
+    result = list(passes)
+    for technique, option, fields in options:
+        if fields is not None:
+            _overrule(result, order, technique, option, fields)
+    return result
+
+
+def _overrule(
+    passes: list[dict[str, Any]], order: list[str], technique: type[BaseModel], option: str, fields: dict[str, Any]
+) -> None:
+    """Replaces fields of the recipe's pass of this kind; without one, adds the pass at its place in the order."""
+    from edgecompress.errors import UsageError
+
+    kind = technique.model_fields["kind"].default
+    same = [index for index, each in enumerate(passes) if each["kind"] == kind]
+    if len(same) > 1:
+        raise UsageError(
+            f"the recipe has {len(same)} passes of the kind {kind!r}, and {option} does not say which it means",
+            fix="change it in the recipe file",
+        )
+    checked = _checked(technique, option, {**(passes[same[0]] if same else {}), **fields})
+    if same:
+        passes[same[0]] = checked
+        return
+    later = (index for index, each in enumerate(passes) if order.index(each["kind"]) > order.index(kind))
+    passes.insert(next(later, len(passes)), checked)
+
+
+def _checked(technique: type[BaseModel], option: str, fields: dict[str, Any]) -> dict[str, Any]:
+    from pydantic import ValidationError
+
+    from edgecompress.errors import UsageError
+    from edgecompress.schemas import explain_validation_error
+
+    try:
+        return technique.model_validate(fields).model_dump()
+    except ValidationError as error:
+        raise UsageError(explain_validation_error(error, technique), where=option) from None

@@ -1,0 +1,200 @@
+"""Makes the file of a float model: the first number types that the device prefers and the model takes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgecompress.artifacts import Artifact, read_artifact
+from edgecompress.benchmark.execute import run_tflite
+from edgecompress.converters.ptq import QuantizationJob, io_type, quantize
+from edgecompress.data import Dataset, InputSpec
+from edgecompress.errors import ConversionError, DataError, ExecutionError, UsageError
+from edgecompress.models import LoadedModel
+from edgecompress.passes.base import Progress
+from edgecompress.profiles import Profile
+from edgecompress.recipes import Recipe
+from edgecompress.report.model import Attempt
+from edgecompress.schemes import Algorithm, QuantizationScheme
+from edgecompress.tfmot.quantized_graph import trains_quantized
+from edgecompress.verify.verification import random_inputs
+
+_CONTROL_FLOW = frozenset({"WHILE", "IF"})
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A finished file, its scheme, and what became of the schemes that were considered."""
+
+    file: Path
+    scheme: QuantizationScheme
+    attempts: tuple[Attempt, ...]
+
+
+def refuse_scheme(recipe: Recipe, device: Profile, *, samples: bool) -> None:
+    """Refuses, before any work, what cannot end well.
+
+    Args:
+        recipe: What is asked for.
+        device: What it is for.
+        samples: Whether there are samples to calibrate with.
+
+    Raises:
+        UsageError: The device does not take the scheme.
+        DataError: It needs calibration samples, and there are none.
+        ConversionError: A file of that scheme cannot have what is asked for.
+    """
+    wanted = recipe.quantization.scheme
+    allowed = device.quantization.schemes
+    if wanted != "auto" and wanted not in allowed:
+        raise UsageError(
+            f"the profile {device.name!r} does not take the scheme {str(wanted)!r}", expected=", ".join(allowed),
+            fix="choose one of these with --scheme, or another profile",
+        )  # fmt: skip
+    if recipe.qat is not None or wanted != "auto":
+        refuse_settings(recipe, trained_scheme(recipe, device))
+    if recipe.qat is not None and not trains_quantized(trained_scheme(recipe, device)):
+        able = [str(scheme) for scheme in allowed if trains_quantized(scheme)]
+        raise UsageError(
+            f"{trained_scheme(recipe, device)} rounds nothing that qat could train for",
+            expected=", ".join(able) or None, fix="leave --qat out, or choose another --scheme",
+        )  # fmt: skip
+    asked_for = allowed if wanted == "auto" else (QuantizationScheme(wanted),)
+    if not samples and all(scheme.needs_calibration for scheme in asked_for):
+        who = f"the profile {device.name!r} takes" if wanted == "auto" else "you asked for"
+        raise DataError(
+            f"{who} full integer quantization ({', '.join(asked_for)}), which needs calibration samples",
+            fix="pass --data samples.npz (100 to 500 typical inputs)",
+        )
+
+
+def trained_scheme(recipe: Recipe, device: Profile) -> QuantizationScheme:
+    """Returns the scheme that is trained for: training cannot be repeated for one after another."""
+    wanted = recipe.quantization.scheme
+    return device.quantization.schemes[0] if wanted == "auto" else QuantizationScheme(wanted)
+
+
+def calibrates(recipe: Recipe, device: Profile) -> bool:
+    """Returns whether samples may have to set ranges of activations; qat for int8 learns them."""
+    return recipe.qat is None or trained_scheme(recipe, device) is not QuantizationScheme.INT8
+
+
+def refuse_settings(recipe: Recipe, scheme: QuantizationScheme) -> None:
+    """Refuses what was asked for and a file of this scheme cannot have, rather than leaving it out without a word."""
+    settings = recipe.quantization
+    for side, wanted in (("input", settings.input_type), ("output", settings.output_type)):
+        if wanted is not None and io_type(scheme, wanted) is not wanted:
+            raise ConversionError(
+                f"{scheme} files have no {wanted} {side}s", expected=f"{io_type(scheme, wanted)} {side}s",
+                fix=f"leave --{side}-type out, or choose another --scheme",
+            )  # fmt: skip
+    trained = recipe.qat is not None and scheme is QuantizationScheme.INT8
+    without_scales = scheme in (QuantizationScheme.FLOAT16, QuantizationScheme.FLOAT32)
+    if (trained or without_scales) and settings.algorithm != Algorithm.MIN_MAX:
+        what = "qat trains the scales of int8 files, so there are none" if trained else f"{scheme} files have no scales"
+        fix = "leave --algorithm out, or choose another --scheme"
+        raise ConversionError(f"{what} for {settings.algorithm} to find", fix=fix)
+
+
+def quantize_best(
+    float_artifact: Artifact,
+    source: LoadedModel,
+    device: Profile,
+    recipe: Recipe,
+    calibration: Dataset | None,
+    say: Progress,
+) -> Quantized:
+    """Builds the first scheme that the profile (or the recipe) allows and the model takes.
+
+    With qat there is one scheme only, the one that was trained for.
+
+    Raises:
+        ConversionError: The model takes none of them.
+    """
+    wanted = recipe.quantization.scheme
+    one_only = wanted != "auto" or recipe.qat is not None
+    schemes = (trained_scheme(recipe, device),) if one_only else device.quantization.schemes
+    attempts: list[Attempt] = []
+    refusal: ConversionError | None = None
+    for scheme in schemes:
+        try:
+            if scheme.needs_calibration and calibration is None:
+                raise ConversionError("needs calibration samples", fix="pass --data")
+            file = _quantize(float_artifact, scheme, source, device, recipe, calibration, say)
+            prove_it_runs(file, scheme)
+        except ConversionError as error:
+            refusal = error
+            attempts.append(Attempt(scheme=scheme, outcome="refused", reason=str(error)))
+            continue
+        return Quantized(file, scheme, (*attempts, chosen(scheme, recipe, device)))
+    assert refusal is not None  # noqa: S101 (a profile has at least one scheme)
+    raise refusal
+
+
+def chosen(scheme: QuantizationScheme, recipe: Recipe, device: Profile) -> Attempt:
+    """Returns the line of the report that says why this scheme was chosen."""
+    if recipe.quantization.scheme != "auto":
+        reason = "asked for"
+    elif recipe.qat is not None:
+        reason = f"the first that {device.name} prefers, trained for by qat"
+    else:
+        reason = f"the first that {device.name} prefers and the model takes"
+    return Attempt(scheme=scheme, outcome="chosen", reason=reason)
+
+
+def _quantize(
+    float_artifact: Artifact,
+    scheme: QuantizationScheme,
+    source: LoadedModel,
+    device: Profile,
+    recipe: Recipe,
+    calibration: Dataset | None,
+    say: Progress,
+) -> Path:
+    refuse_settings(recipe, scheme)
+    if scheme is QuantizationScheme.FLOAT32:
+        return float_artifact.path
+    if scheme.needs_calibration and any(op.name in _CONTROL_FLOW for op in float_artifact.ops):
+        layers = ", ".join(source.recurrent_layers()) or "a loop in its graph"
+        raise ConversionError(
+            f"{scheme} cannot be made of recurrent layers ({layers}): their activations inside the loop stay float",
+            where=source.path, fix="use --scheme dynamic (int8 weights) with a profile that takes it",
+        )  # fmt: skip
+    settings, defaults = recipe.quantization, device.quantization
+    job = QuantizationJob(
+        scheme,
+        settings.algorithm,
+        defaults.dense,
+        settings.input_type or defaults.input_type,
+        settings.output_type or defaults.output_type,
+    )
+    destination = float_artifact.path.with_name(f"{scheme}.tflite")
+    threads = os.cpu_count() or 1
+    quantize(
+        float_artifact.path, destination, job, calibration=calibration, threads=threads,
+        progress=lambda done, total: say("calibrate", done, total),
+    )  # fmt: skip
+    return destination
+
+
+def prove_it_runs(file: Path, scheme: QuantizationScheme) -> None:
+    """A quantizer can write a file that no runtime takes; that is a refusal, found here rather than on the device."""
+    specs = tuple(
+        InputSpec(name, tensor.shape, tensor.dtype) for name, tensor in read_artifact(file).signature.inputs.items()
+    )
+    try:
+        run_tflite(file, random_inputs(specs, samples=1, seed=0))
+    except ExecutionError as error:
+        raise ConversionError(f"{scheme} was made, but LiteRT does not run it: {error.what}") from error
+
+
+def refuse_unresolved(artifact: Artifact, source: LoadedModel) -> Artifact:
+    """Refuses a file with operators that small runtimes do not have."""
+    foreign = sorted({*artifact.flex_ops, *artifact.custom_ops})
+    if foreign:
+        raise ConversionError(
+            f"the file would need operators that TensorFlow Lite does not have built in: {', '.join(foreign)}",
+            where=source.path, fix="replace the layers that these operators come from",
+        )  # fmt: skip
+    return artifact

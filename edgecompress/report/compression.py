@@ -1,0 +1,136 @@
+"""Prints what passes will do (a plan), and what they did."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+
+from edgecompress.passes.base import EpochLog, LayerPlan, LayerProof, PassResult, Trained
+from edgecompress.planning import Plan
+from edgecompress.report.model import CompressReport
+from edgecompress.report.tables import (
+    in_bytes,
+    in_ratio,
+    new_console,
+    new_table,
+    score_change,
+    score_rows,
+    verified_line,
+)
+
+
+def print_plan(found: Plan) -> None:
+    """Prints one line a layer, one column a pass."""
+    console = new_console()
+    device = f" for [bold]{found.profile}[/]" if found.profile is not None else ""
+    what = "what these passes will do" if found.asked else "what each technique would do, with its defaults"
+    console.print(f"[bold]{escape(found.model)}[/]{device}: {what}")
+    table = new_table("layer", "kind", *(one.technique.kind for one in found.passes))
+    rows: dict[str, dict[int, LayerPlan]] = {}
+    # The pass that says something of the most layers gives the order, which is the model's.
+    for column, one in sorted(enumerate(found.passes), key=lambda item: -len(item[1].layers)):
+        for layer in one.layers:
+            rows.setdefault(layer.layer, {})[column] = layer
+    for name, cells in rows.items():
+        kind = next(iter(cells.values())).kind
+        table.add_row(escape(name), escape(kind), *(_cell(cells.get(column)) for column in range(len(found.passes))))
+    console.print(table)
+    console.print("[dim]-: the layer is left alone, and why[/]")
+    if found.refused is not None:
+        layer = found.refused
+        console.print(
+            f"[bold red]REFUSED[/] {layer.technique} would end with an error at layer {escape(layer.layer)!r}"
+        )
+
+
+def print_compression(report: CompressReport) -> None:
+    """Prints what passes made of a model: sizes, accuracy, proof of each layer, notes."""
+    console = new_console()
+    source = report.source
+    kinds = ", ".join(one.kind for one in report.passes)
+    console.print(f"[bold]{escape(source.name)}[/]: {kinds}, written to [bold]{escape(report.output)}[/]")
+    table = new_table("", "before", "after", "change", right=(1, 2, 3))
+    before, after = report.before, report.after
+    for name, old, new in (
+        (".keras file", before.size_bytes, after.size_bytes),
+        ("gzip", before.gzip_bytes, after.gzip_bytes),
+    ):
+        table.add_row(name, in_bytes(old), in_bytes(new), in_ratio(old, new))
+    old_scores, new_scores = report.verified.float_scores, report.verified.scores
+    if old_scores is not None and new_scores is not None:
+        new_rows = dict(score_rows(new_scores))
+        for name, value in score_rows(old_scores):
+            table.add_row(name, value, new_rows[name], score_change(name, old_scores, new_scores))
+    console.print(table)
+    _print_proof(console, report.passes)
+    print_passes(console, report.passes)
+    console.print(verified_line(report.verified))
+    for note in report.notes:
+        console.print(f"- {escape(note)}")
+    for failure in report.failed:
+        console.print(f"[bold red]FAILED[/] {escape(failure)}")
+    console.print(f"[dim]again: {escape(shlex.join(report.command))}[/]")
+
+
+def print_passes(console: Console, passes: Iterable[PassResult]) -> None:
+    """Prints a line or two a pass: how many layers, what was reached, how it trained."""
+    for one in passes:
+        applied = sum(layer.applies for layer in one.plan)
+        left = f", {len(one.plan) - applied} left alone" if applied < len(one.plan) else ""
+        console.print(f"[bold]{one.kind}[/]: {applied} layers{left}{_reached(one.proof)}")
+        if one.trained is not None:
+            console.print(f"  {_trained_line(one.trained)}")
+
+
+def _cell(layer: LayerPlan | None) -> str:
+    if layer is None:
+        return ""
+    fix = f". [bold]Fix:[/] {escape(layer.fix)}" if layer.fix is not None else ""
+    if layer.refused:
+        return f"[bold red]refused:[/] {escape(layer.detail)}{fix}"
+    return escape(layer.detail) if layer.applies else f"[dim]- {escape(layer.detail)}[/]{fix}"
+
+
+def _print_proof(console: Console, passes: Sequence[PassResult]) -> None:
+    table = new_table("pass", "layer", "weights", "asked", "zeros", "distinct values", right=(2, 4, 5))
+    for one in passes:
+        for layer in one.proof:
+            table.add_row(
+                one.kind, escape(layer.layer), f"{layer.weights:,}", escape(layer.wanted), f"{layer.sparsity:.1%}",
+                f"{layer.distinct:,}",
+            )  # fmt: skip
+    console.print(table)
+
+
+def _reached(proof: Sequence[LayerProof]) -> str:
+    weights = sum(layer.weights for layer in proof)
+    if not weights:
+        return ""
+    zeros = sum(layer.weights * layer.sparsity for layer in proof) / weights
+    return (
+        f"; {zeros:.1%} of {weights:,} weights are zero, at most {max(one.distinct for one in proof):,} distinct values"
+    )
+
+
+def _trained_line(trained: Trained) -> str:
+    parts = [f"{len(trained.epochs)} epochs on {trained.samples:,} samples, {trained.validation_samples:,} to validate"]
+    if trained.epochs:
+        parts.append(", ".join(_courses(trained.epochs)))
+    parts.append(f"kept epoch {trained.kept_epoch}")
+    if trained.resumed_at is not None:
+        parts.append(f"resumed at epoch {trained.resumed_at}")
+    if trained.stopped is not None:
+        parts.append(f"stopped: {trained.stopped}")
+    parts.append(f"{trained.optimizer}, {trained.loss}")
+    return escape("; ".join(parts))
+
+
+def _courses(epochs: Sequence[EpochLog]) -> Iterator[str]:
+    """How each figure went from the first epoch to the last."""
+    first, last = epochs[0].figures, epochs[-1].figures
+    for name, value in last.items():
+        course = f"{first[name]:.4g} -> {value:.4g}" if name in first and len(epochs) > 1 else f"{value:.4g}"
+        yield f"{name} {course}"

@@ -1,0 +1,141 @@
+"""Runs a recipe's passes, in order, with checkpoints that a run which was ended can go on from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgecompress.artifacts import read_artifact
+from edgecompress.calibration import audit_calibration
+from edgecompress.converters.ptq import io_type
+from edgecompress.converters.tflite import FloatConverter, freeze_graph
+from edgecompress.models import LoadedModel
+from edgecompress.outputs import TrainingFolder
+from edgecompress.passes import apply_passes
+from edgecompress.passes.base import PassContext, PassResult, Progress
+from edgecompress.profiles import Profile
+from edgecompress.quantizing import (
+    Quantized,
+    chosen,
+    prove_it_runs,
+    quantize_best,
+    refuse_unresolved,
+    trained_scheme,
+)
+from edgecompress.recipes import Recipe
+from edgecompress.samples import Samples
+from edgecompress.schemes import QuantizationScheme
+from edgecompress.techniques import Qat
+from edgecompress.tfmot.qat import train_quantized
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The model after its passes, what each of them did, and what a reader of the report must know besides."""
+
+    model: LoadedModel
+    results: tuple[PassResult, ...]
+    notes: tuple[str, ...]
+
+
+def run_passes(
+    source: LoadedModel,
+    recipe: Recipe,
+    samples: Samples,
+    folder: TrainingFolder,
+    say: Progress,
+    *,
+    device: Profile | None = None,
+    resume: bool = False,
+) -> Trained:
+    """Runs the passes on a copy of the model.
+
+    Args:
+        source: A Keras 3 model, which stays as it is.
+        recipe: Its passes; qat trains for the scheme of the recipe and the device.
+        samples: Those to train on among them; without, nothing is trained.
+        folder: Takes the checkpoints.
+        say: Called with (step, done, total).
+        device: What the file is for; needed by qat only.
+        resume: Go on from the checkpoints in the folder.
+
+    Returns:
+        A model whose inputs and outputs have the names of the source's.
+    """
+    notes = list(_on_the_range(source, samples))
+    context = PassContext(
+        training=recipe.training, seed=recipe.seed, data=samples.training, compile_config=source.compile_config, say=say
+    )
+    if samples.training is not None:
+        found = folder.open(_identity(source, recipe, samples, device), resume=resume)
+        context = replace(context, checkpoints=folder.path, resume=found)
+        notes += _on_resuming(resume=resume, found=found)
+    kept = tuple(each for each in recipe.passes if not isinstance(each, Qat))
+    model, results = apply_passes(source.model, kept, context) if kept else (source.model, ())
+    compressed = replace(source, model=model)
+    if recipe.qat is None or device is None:
+        return Trained(compressed, results, tuple(notes))
+    last = None if context.checkpoints is None else context.checkpoints / f"{len(kept) + 1}-qat"
+    trained, result = train_quantized(
+        compressed, recipe.qat, fixed=samples.fixed, scheme=trained_scheme(recipe, device),
+        context=replace(context, checkpoints=last),
+    )  # fmt: skip
+    return Trained(trained, (*results, result), tuple(notes))
+
+
+def build_trained(
+    trained: LoadedModel, samples: Samples, folder: Path, device: Profile, recipe: Recipe, say: Progress
+) -> Quantized:
+    """Makes the file of a model that went through passes.
+
+    After qat for int8 the converter itself makes the integer file, from the ranges that were trained; everything else
+    takes the way of a model without passes.
+
+    Raises:
+        ConversionError: The converter or the quantizer refuses the model.
+    """
+    say("convert", 0, 1)
+    folder.mkdir()
+    scheme = trained_scheme(recipe, device)
+    graph = freeze_graph(trained, samples.fixed)
+    with FloatConverter() as converter:
+        if recipe.qat is None or scheme is not QuantizationScheme.INT8:
+            artifact = refuse_unresolved(read_artifact(converter.convert(graph, folder)), trained)
+            return quantize_best(artifact, trained, device, recipe, samples.calibration, say)
+        settings, defaults = recipe.quantization, device.quantization
+        wanted = (settings.input_type or defaults.input_type, settings.output_type or defaults.output_type)
+        file = converter.convert(graph, folder, borders=(io_type(scheme, wanted[0]), io_type(scheme, wanted[1])))
+    refuse_unresolved(read_artifact(file), trained)
+    prove_it_runs(file, scheme)
+    return Quantized(file, scheme, (chosen(scheme, recipe, device),))
+
+
+def _identity(source: LoadedModel, recipe: Recipe, samples: Samples, device: Profile | None) -> dict[str, object]:
+    """What decides the trained weights; a run may go on from another's checkpoints only if it is the same."""
+    described = recipe.model_dump(mode="json")
+    trained_on = samples.trained_on
+    return {
+        "model": source.sha256,
+        "passes": described["passes"],
+        "training": described["training"],
+        "seed": recipe.seed,
+        "train": None if trained_on is None else trained_on.sha256,
+        "scheme": None if recipe.qat is None or device is None else str(trained_scheme(recipe, device)),
+    }
+
+
+def _on_the_range(source: LoadedModel, samples: Samples) -> Iterator[str]:
+    """Says so if the training samples look unlike those that the model was trained on at first."""
+    if samples.training is not None:
+        for finding in audit_calibration(source, samples.training).findings:
+            if finding.level == "warning":
+                fix = f". Fix: {finding.fix}" if finding.fix else ""
+                yield f"WARNING: training samples: {finding.text}{fix}"
+
+
+def _on_resuming(*, resume: bool, found: bool) -> Iterator[str]:
+    if found:
+        yield "The training went on from the checkpoints of an earlier run (--resume)."
+    elif resume:
+        yield "--resume found no checkpoints: the training began at the beginning."

@@ -1,0 +1,183 @@
+"""The options of passes: what they take, what they refuse, and how they overrule a recipe file."""
+
+import click
+import pytest
+
+from edgecompress.cli.passes import PassFields, pass_options, recipe_of
+from edgecompress.command import recipe_options
+from edgecompress.errors import UsageError
+from edgecompress.recipes import Recipe
+from edgecompress.techniques import Cluster, Prune, Qat, Training
+
+
+@click.command()
+@pass_options
+def command(**_settings) -> None:
+    pass
+
+
+def recipe_from(*words: object) -> Recipe:
+    settings = command.make_context("command", [str(word) for word in words]).params
+    settings.pop("train")
+    settings.pop("resume")
+    return recipe_of(settings.pop("recipe"), settings)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("0.8", Prune(sparsity=0.8)),
+        ("0", Prune(sparsity=0)),
+        ("2:4", Prune(pattern="2:4")),
+        ("0.8,schedule=constant", Prune(sparsity=0.8, schedule="constant")),
+        ("2:4,epochs=3", Prune(pattern="2:4", epochs=3)),
+        ("sparsity=0.8, criterion=sensitivity", Prune(sparsity=0.8, criterion="sensitivity")),
+        ("criterion='sensitivity'", Prune(criterion="sensitivity")),
+        ("pattern=2:4", Prune(pattern="2:4")),
+        ("block=[2,1],sparsity=0.6", Prune(sparsity=0.6, block=(2, 1))),
+        ("layers={conv=0.9,dense=0.5},sparsity=0.6", Prune(sparsity=0.6, layers={"conv": 0.9, "dense": 0.5})),
+        ('{sparsity = 0.8, layers = {"conv.*" = 0.9}}', Prune(sparsity=0.8, layers={"conv.*": 0.9})),
+        ('layers={"a[0-9],b=c"=0.9},l1=1e-5', Prune(layers={"a[0-9],b=c": 0.9}, l1=1e-5)),
+    ],
+)
+def test_what_prune_takes(value: str, expected: Prune) -> None:
+    assert recipe_from("--prune", value).passes == (expected,)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("16", Cluster(clusters=16)),
+        ("clusters=8,centroids=linear", Cluster(clusters=8, centroids="linear")),
+        ("16,per_channel=true", Cluster(clusters=16, per_channel=True)),
+        ('{layers = {"conv.*" = 4}}', Cluster(layers={"conv.*": 4})),
+    ],
+)
+def test_what_cluster_takes(value: str, expected: Cluster) -> None:
+    assert recipe_from("--cluster", value).passes == (expected,)
+
+
+def test_qat_is_a_flag_and_its_fields_imply_it() -> None:
+    assert recipe_from("--qat").passes == (Qat(),)
+    fields = ("--qat-options", 'exclude=["head"],preserve_sparsity=false')
+    assert recipe_from(*fields).passes == (Qat(exclude=("head",), preserve_sparsity=False),)
+    assert recipe_from("--qat", *fields) == recipe_from(*fields)
+
+
+def test_the_order_is_that_of_the_passes_and_not_that_of_the_line() -> None:
+    kinds = [each.kind for each in recipe_from("--qat", "--cluster", 16, "--prune", 0.8).passes]
+    assert kinds == ["prune", "cluster", "qat"]
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--prune", "1.0"], ["--prune: key 'sparsity'", "less than 1", "received 1.0"]),
+        (["--prune", "-0.1"], ["--prune: key 'sparsity'", "greater than or equal to 0", "received -0.1"]),
+        (["--prune", "2"], ["--prune: key 'sparsity'", "less than 1", "received 2"]),
+        (["--prune", "nan"], ["--prune: key 'sparsity'"]),
+        (["--prune", "4:2"], ["--prune: key 'pattern'", "N:M"]),
+        (["--prune", "sparsty=0.8"], ["unknown key 'sparsty'", "did you mean 'sparsity'?"]),
+        (["--prune", "0.8,schedule=constnt"], ["'schedule'", "did you mean 'constant'?"]),
+        (["--prune", "begin=0.9"], ["--prune: begin is later than end"]),
+        (["--prune", "{layers={'('=0.5}}"], ["'(' is not a regular expression"]),
+        (["--cluster", "1"], ["--cluster: key 'clusters'", "greater than or equal to 2"]),
+        (["--cluster", "16.5"], ["--cluster: key 'clusters'", "valid integer"]),
+        (["--qat-options", "exclde=[]"], ["unknown key 'exclde'", "did you mean 'exclude'?"]),
+    ],
+)  # fmt: skip
+def test_a_wrong_field_or_value_is_named(words: list[str], parts: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        recipe_from(*words)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--prune", "abc"],
+        ["--prune", ""],
+        ["--prune", "true"],
+        ["--prune", "{sparsity=0.8"],
+        ["--cluster", "few"],
+        ["--qat-options", "head"],
+        ["--epochs", "0"],
+        ["--batch-size", "-1"],
+        ["--learning-rate", "0"],
+        ["--validation", "1"],
+        ["--early-stopping", "0"],
+        ["--seed", "-1"],
+    ],
+)
+def test_what_is_no_value_at_all(words: list[str]) -> None:
+    with pytest.raises(click.BadParameter):
+        recipe_from(*words)
+
+
+def test_how_to_train() -> None:
+    words = "--epochs 8 --batch-size 16 --learning-rate 1e-4 --validation 0.2 --early-stopping 3 --seed 4"
+    recipe = recipe_from(*words.split())
+    assert recipe.training == Training(epochs=8, batch_size=16, learning_rate=1e-4, validation=0.2, early_stopping=3)
+    assert recipe.seed == 4
+
+
+RECIPE = """
+[[passes]]
+kind = "prune"
+sparsity = 0.6
+schedule = "constant"
+[[passes]]
+kind = "qat"
+[training]
+epochs = 7
+batch_size = 16
+"""
+
+
+def test_options_replace_the_fields_they_name_and_add_what_is_not_there(tmp_path) -> None:
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    words = "--prune 0.8 --cluster 16 --epochs 2 --qat-options epochs=1"
+    recipe = recipe_from("--recipe", tmp_path / "recipe.toml", *words.split())
+    assert recipe.passes == (Prune(sparsity=0.8, schedule="constant"), Cluster(clusters=16), Qat(epochs=1))
+    assert recipe.training == Training(epochs=2, batch_size=16)
+
+
+def test_an_option_cannot_mean_one_of_two_passes(tmp_path) -> None:
+    (tmp_path / "recipe.toml").write_text('[[passes]]\nkind = "prune"\n[[passes]]\nkind = "prune"\nsparsity = 0.8\n')
+    with pytest.raises(UsageError, match=r"2 passes of the kind 'prune'.*Fix: change it in the recipe file"):
+        recipe_from("--recipe", tmp_path / "recipe.toml", "--prune", 0.9)
+    assert len(recipe_from("--recipe", tmp_path / "recipe.toml").passes) == 2
+
+
+@pytest.mark.parametrize(
+    "passes",
+    [
+        (Prune(),),
+        (Prune(sparsity=0.8),),
+        (Prune(pattern="2:4"),),
+        (Prune(pattern="2:4", sparsity=0.75),),
+        (Prune(sparsity=0.8, schedule="constant", criterion="sensitivity", l1=1e-5, epochs=3),),
+        (Prune(layers={"conv.*": 0.9, 'a "quoted, b=1" \\w+ é': 0.5}, block=(2, 1)),),
+        (Cluster(),),
+        (Cluster(clusters=4, per_channel=True, preserve_sparsity=False, centroids="density"),),
+        (Cluster(layers={"dense": 0}),),
+        (Qat(),),
+        (Qat(exclude=("head", "a|b"), preserve_clusters=False, epochs=2),),
+        (Prune(sparsity=0.5), Cluster(clusters=8), Qat()),
+        (),
+    ],
+)
+def test_passes_survive_being_said_and_read(passes) -> None:
+    recipe = Recipe(passes=passes, training=Training(epochs=3, learning_rate=1e-5) if passes else Training())
+    assert recipe_from(*recipe_options(recipe)) == recipe
+
+
+def test_what_options_cannot_say_is_said_to_be_in_memory() -> None:
+    recipe = Recipe(passes=(Cluster(), Prune()))
+    assert recipe_options(recipe) == ["--recipe", "<recipe in memory>"]
+    assert recipe_options(Recipe(passes=(Prune(), Prune()))) == ["--recipe", "<recipe in memory>"]
+
+
+def test_a_value_that_is_read_already_stays() -> None:
+    assert PassFields(lambda _text: None, "x").convert({"sparsity": 0.5}, None, None) == {"sparsity": 0.5}

@@ -1,0 +1,112 @@
+"""The pre-flight plan, and what is refused before any epoch."""
+
+import numpy as np
+import pytest
+
+import edgecompress
+from edgecompress.errors import DataError, ModelError, UsageError
+from edgecompress.planning import plan, refuse_unready
+from edgecompress.recipes import Recipe
+from edgecompress.techniques import Cluster, Prune, Qat, Training
+
+
+@pytest.fixture(scope="module")
+def model():
+    import keras
+
+    layers = keras.layers
+    return keras.Sequential([
+        keras.Input((8, 8, 1), name="image"),
+        layers.Conv2D(4, 3, name="conv"),
+        layers.ReLU(name="relu"),
+        layers.Flatten(name="flat"),
+        layers.Dense(3, name="head"),
+    ], name="net")  # fmt: skip
+
+
+def test_without_a_recipe_each_technique_is_shown_with_its_defaults(model) -> None:
+    found = plan(model)
+    assert not found.asked
+    assert [one.technique for one in found.passes] == [Prune(), Cluster(), Qat()]
+    for one in found.passes:
+        assert {"conv", "head"} <= {layer.layer for layer in one.layers if layer.applies}
+        assert all(layer.detail for layer in one.layers)
+    assert found.refused is None
+    assert found.require() is found
+
+
+def test_a_recipe_is_planned_pass_by_pass(model) -> None:
+    recipe = Recipe(passes=(Prune(sparsity=0.8, layers={"head": 0.0}), Qat()))
+    found = plan(model, recipe, "pixel")
+    assert found.asked
+    assert found.profile == "pixel"
+    assert [one.technique for one in found.passes] == list(recipe.passes)
+    prune = {layer.layer: layer for layer in found.passes[0].layers}
+    assert prune["conv"].applies
+    assert not prune["head"].applies
+    assert edgecompress.Plan.model_validate_json(found.model_dump_json(by_alias=True)) == found
+
+
+def test_a_layer_that_would_end_the_run_is_named_with_its_remedy(model) -> None:
+    found = plan(model, Recipe(passes=(Cluster(clusters=5000),)))
+    assert found.refused is not None
+    with pytest.raises(ModelError) as caught:
+        found.require()
+    assert f"layer '{found.refused.layer}': cluster: " in str(caught.value)
+    assert "Fix: " in str(caught.value)
+
+
+def test_a_pattern_that_matches_nothing(model) -> None:
+    with pytest.raises(UsageError, match="hed"):
+        plan(model, Recipe(passes=(Prune(layers={"hed": 0.5}),)))
+
+
+def test_models_that_are_not_of_keras_3(tmp_path, model) -> None:
+    import tf_keras
+
+    old = tf_keras.Sequential([tf_keras.layers.Input((4,)), tf_keras.layers.Dense(2)])
+    with pytest.raises(ModelError, match=r"take models of Keras 3; received a model of Keras 2\. Fix: .*model\.save"):
+        plan(old)
+    model.export(tmp_path / "saved", verbose=False)
+    with pytest.raises(ModelError, match=r"saved: .*received a SavedModel\. Fix: "):
+        plan(tmp_path / "saved")
+
+
+def test_dimensions_that_vary_must_be_known_for_qat_only() -> None:
+    import keras
+
+    varying = keras.Sequential([
+        keras.Input((None, 8), name="rows"), keras.layers.Conv1D(4, 3), keras.layers.GlobalAveragePooling1D(),
+        keras.layers.Dense(2),
+    ])  # fmt: skip
+    assert plan(varying, Recipe(passes=(Prune(),))).passes
+    with pytest.raises(DataError, match="--input-shape rows="):
+        plan(varying, Recipe(passes=(Qat(),)))
+    assert plan(varying, Recipe(passes=(Qat(),)), input_shape=(16, 8)).passes
+
+
+TRAIN = (np.zeros((4, 8, 8, 1)), np.zeros(4))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "train", "resume", "error", "words"),
+    [
+        (Recipe(), TRAIN, False, UsageError, "no pass trains the model, so --train would have no effect"),
+        (Recipe(), None, True, UsageError, "--resume would have no effect"),
+        (Recipe(training=Training(epochs=8)), None, False, UsageError, "settings of the training would have no effect"),
+        (Recipe(passes=(Qat(),)), None, False, DataError, "Fix: pass --train samples.npz"),
+        (Recipe(passes=(Prune(),)), None, True, DataError, "--resume was given, but nothing to train on"),
+        (Recipe(passes=(Prune(epochs=2),)), None, False, DataError, "but nothing to train on. Fix: pass --train"),
+        (Recipe(passes=(Prune(),), training=Training(epochs=2)), None, False, DataError, "nothing to train on"),
+    ],
+)
+def test_what_cannot_train_is_refused(recipe, train, resume, error, words) -> None:
+    with pytest.raises(error) as caught:
+        refuse_unready(recipe, train, resume=resume)
+    assert words in str(caught.value)
+
+
+def test_what_is_ready() -> None:
+    refuse_unready(Recipe(), None, resume=False)
+    refuse_unready(Recipe(passes=(Prune(),)), None, resume=False)
+    refuse_unready(Recipe(passes=(Prune(), Qat()), training=Training(epochs=2)), TRAIN, resume=True)
