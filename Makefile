@@ -34,6 +34,10 @@ bench: setup
 	$(BIN)/python benchmarks/convert_speed.py --folder build/bench --save benchmarks/results/convert_speed.json
 	$(BIN)/python benchmarks/cpu_latency.py build/bench/tflite_converter.tflite build/bench/out/model.tflite \
 		--save benchmarks/results/cpu_latency.json
+	$(BIN)/python benchmarks/coverage_bridge.py --save benchmarks/results/coverage_bridge.json
+	$(BIN)/python benchmarks/coverage_qat.py --save benchmarks/results/coverage_qat.json
+	$(BIN)/python benchmarks/compression_quality.py --save benchmarks/results/compression_quality.json
+	$(BIN)/python benchmarks/qat_convert_speed.py --save benchmarks/results/qat_convert_speed.json
 
 clean:
 	rm -rf $(VENV) build demo *.egg-info

@@ -1,4 +1,6 @@
-"""Trains a small CNN and a small GRU on handwritten digits and converts both for a phone. Run by `make demo`.
+"""Trains a small CNN and a small GRU on handwritten digits and converts both for a phone, the CNN also compressed.
+
+Run by `make demo`.
 
 usage: demo.py [epochs]
 """
@@ -10,6 +12,7 @@ import sys
 from pathlib import Path
 
 EPOCHS = sys.argv[1] if len(sys.argv) > 1 else "30"
+EPOCHS_A_PASS = str(max(1, int(EPOCHS) // 4))
 FOLDER = Path("demo")
 
 
@@ -22,8 +25,13 @@ def main() -> None:
     if training.returncode != 0:
         raise SystemExit(training.stderr)
     program = Path(sys.executable).with_name("edgecompress").absolute()
-    for name in ("digits_cnn", "digits_gru"):
-        options = ["convert", f"{name}.keras", "--profile", "pixel", "--data", f"{name}.npz"]
+    train = ["--train", "digits_cnn-train.npz", "--prune", "0.6", "--cluster", "16", "--qat", "--epochs", EPOCHS_A_PASS]
+    for name, more in (
+        ("digits_cnn", []),
+        ("digits_gru", []),
+        ("digits_cnn", [*train, "--output", "digits_cnn-small"]),
+    ):
+        options = ["convert", f"{name}.keras", "--profile", "pixel", "--data", f"{name}.npz", *more]
         print(f"\n$ edgecompress {' '.join(options)}", flush=True)
         subprocess.run([program, *options], cwd=FOLDER, check=True)
 

@@ -46,13 +46,17 @@ def make_gru() -> keras.Model:
 
 
 def train(model: keras.Model, *, as_rows: bool, epochs: int, folder: Path) -> tuple[Path, Path]:
-    """Trains a model, and writes it as .keras and the test samples as .npz; returns both paths."""
+    """Trains a model, and writes it as .keras and the test samples as .npz; returns both paths.
+
+    The training samples are written, too, as `<model>-train.npz`.
+    """
     (x, y), (x_test, y_test) = digits(as_rows=as_rows)
-    model.compile(keras.optimizers.Adam(3e-3), "sparse_categorical_crossentropy")
+    model.compile(keras.optimizers.Adam(3e-3), "sparse_categorical_crossentropy", metrics=["accuracy"])
     model.fit(x, y, epochs=epochs, batch_size=32, verbose=0)
     model_file, data_file = folder / f"{model.name}.keras", folder / f"{model.name}.npz"
     model.save(model_file)
     np.savez(data_file, x=x_test, y=y_test)
+    np.savez(folder / f"{model.name}-train.npz", x=x, y=y)
     return model_file, data_file
 
 

@@ -26,6 +26,7 @@ _PASSED_OVER = frozenset(
     }
 )  # fmt: skip
 _RECURRENT = frozenset({"RNN", "ConvLSTM", "Bidirectional"})
+_TAKE_INTEGERS = frozenset({"cast", "embedding", "float", "move", "reshape"})
 _USE_OTHERWISE = "name it in the exclude of [[passes]] kind = 'qat', which leaves it in float, or convert without --qat"
 
 Rule = Callable[..., Any]
@@ -167,6 +168,8 @@ class Lowering:
         import numpy as np
 
         values = {name: np.asarray(value, np.float32) for name, value in (weights or {}).items() if value is not None}
+        if kind not in _TAKE_INTEGERS:
+            inputs = tuple(self.add("cast", node) if node.is_integer else node for node in inputs)
         self._count += 1
         tensor = self._evaluate(kind, inputs, values, settings)
         key = (self._owner, self._count)

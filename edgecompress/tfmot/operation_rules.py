@@ -31,9 +31,8 @@ def _node_and_constant(x1: Any, x2: Any) -> tuple[Node, Any] | None:
 def _arithmetic(low: Lowering, operation: Any, x1: Any, x2: Any) -> Node:
     kind = _ARITHMETIC[type(operation).__name__]
     found = _node_and_constant(x1, x2)
-    for node in (x1, x2):
-        if isinstance(node, Node) and node.is_integer:
-            raise UnsupportedError("arithmetic on integers")
+    if all(node.is_integer for node in (x1, x2) if isinstance(node, Node)):
+        raise UnsupportedError("arithmetic on integers")
     if found is None:
         return low.add(kind, x1, x2)
     node, constant = found
@@ -66,6 +65,14 @@ def _clip(low: Lowering, operation: Any, x: Node) -> Node:
     if lower == 0:
         return relu(low, x, max_value=upper)
     return low.add("minimum", low.add("maximum", x, bound=lower), bound=upper)
+
+
+@rule("ops.Cast")
+def _cast(low: Lowering, operation: Any, x: Node) -> Node:
+    """Floats of any width are one: the file has integers in their place."""
+    if "float" not in str(operation.dtype):
+        return low.add("move", x, function=operation)
+    return low.add("cast", x) if x.is_integer else x
 
 
 @rule("ops.Negative")

@@ -82,6 +82,14 @@ def _call(inputs: list[Tensor], _weights: Mapping[str, Tensor], *, function: Cal
     return function(*inputs)
 
 
+@_primitive("cast")
+def _cast(inputs: list[Tensor], _weights: Mapping[str, Tensor]) -> Tensor:
+    """Makes floats of an input of integers, which then have a scale as others do."""
+    import tensorflow as tf
+
+    return tf.cast(inputs[0], tf.float32)
+
+
 @_primitive("reshape", range=Range.SAME)
 def _reshape(inputs: list[Tensor], _weights: Mapping[str, Tensor], *, shape: Sequence[int]) -> Tensor:
     import tensorflow as tf

@@ -269,7 +269,7 @@ def _concatenate(low: Lowering, layer: Any, inputs: list[Node]) -> Node:
 )  # fmt: skip
 def _move(low: Lowering, layer: Any, x: Node) -> Node:
     _channels_last(layer)
-    return low.add("move", x, function=layer)
+    return low.add("move", x, function=layer.call)  # calling the layer would cast to its own, maybe 16-bit, type
 
 
 @rule("UpSampling2D")

@@ -43,8 +43,8 @@ def digit_samples(digits: ModuleType) -> Callable[[Any], tuple[np.ndarray, np.nd
     def fit(model: Any) -> tuple[np.ndarray, np.ndarray]:
         shape, dtype = model.inputs[0].shape[1:], str(model.inputs[0].dtype)
         pixels = images[:_SAMPLES].reshape(-1, *shape)
-        takes_tokens = any(type(layer).__name__ == "Embedding" for layer in model.layers)
-        return (pixels * 16 if takes_tokens else pixels).astype(dtype), labels[:_SAMPLES]
+        whole = dtype != "float32" or any(type(layer).__name__ == "Embedding" for layer in model.layers)
+        return (pixels * 16 if whole else pixels).astype(dtype), labels[:_SAMPLES]
 
     return fit
 

@@ -172,3 +172,24 @@ def test_embedding(dtype: str, trained_quantized) -> None:
     assert {op.name for op in found.artifact.float_ops} == ({"CAST"} if dtype == "float32" else set())
     assert found.artifact.op_counts["GATHER"] == 1
     assert found.float_boundaries == {"DEQUANTIZE": 1}
+
+
+def test_pixels_as_integers(trained_quantized) -> None:
+    """They become floats once, at the border of the file."""
+
+    def body(x):
+        return conv(activation="relu")(layers.Rescaling(1 / 16)(x))
+
+    found = trained_quantized(functional(IMAGE, body, "uint8")())
+    assert found.agreement >= 0.99
+    assert [op.name for op in found.artifact.float_ops] == ["CAST"]
+    assert found.float_boundaries == {"QUANTIZE": 1, "DEQUANTIZE": 1}
+
+
+def test_a_mixed_precision_model(trained_quantized) -> None:
+    def body(x):
+        return layers.MaxPooling2D(2, dtype="mixed_float16")(conv(16, activation="relu", dtype="mixed_float16")(x))
+
+    found = trained_quantized(functional(IMAGE, body)())
+    assert found.agreement >= 0.99
+    assert found.artifact.float_ops == ()
