@@ -40,7 +40,7 @@ def fold(lowered: Lowered) -> Lowered:
             target = target.inputs[0]
             alone = uses[target] == 1
         if target.kind in _CHANNELS and alone and calls[target.key] == 1 and not _would_uncluster(target):
-            _scale(target, node.weights["scale"].reshape(-1), node.weights["bias"])
+            _scale(target, node)
             replaced[node] = node.inputs[0]
             uses[node.inputs[0]] = uses[node]
     outputs = tuple(replaced.get(each, each) for each in lowered.outputs)
@@ -68,7 +68,8 @@ def _would_uncluster(node: Node) -> bool:
     return node.clusters is not None and node.kind in ("dense", "conv_transpose")
 
 
-def _scale(node: Node, scale: Array, bias: Array) -> None:
+def _scale(node: Node, affine: Node) -> None:
+    scale, bias = affine.weights["scale"].reshape(-1), affine.weights["bias"]
     name = "scale" if node.kind == "affine" else "kernel"
     kernel = node.weights[name]
     shape = [1] * kernel.ndim
@@ -77,7 +78,7 @@ def _scale(node: Node, scale: Array, bias: Array) -> None:
     factors = scale.reshape(shape)
     node.weights = {**node.weights, name: kernel * factors, "bias": folded}
     node.factors = factors if node.factors is None else node.factors * factors
-    node.trainable = True
+    node.trainable = node.trainable or affine.trainable
 
 
 def _used(lowered: Lowered, outputs: tuple[Node, ...]) -> tuple[Node, ...]:

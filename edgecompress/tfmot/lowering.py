@@ -8,6 +8,7 @@ models are written in their place, and calls of one layer share its weights.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -158,6 +159,7 @@ class Lowering:
             settings = {"shape": spec.sample_shape}
             inputs.append(self._append(Node("input", (), settings, {}, spec.name, (spec.name,), tensor)))
         outputs = self._write_calls(flatten_graph(functional_graph(model)), inputs)
+        self._refuse_shared_tables()
         return Lowered(
             tuple(inputs), tuple(outputs), tuple(self._nodes), tuple(self._layers.values()),
             tuple(self._refusals.values()),
@@ -168,6 +170,8 @@ class Lowering:
         import numpy as np
 
         values = {name: np.asarray(value, np.float32) for name, value in (weights or {}).items() if value is not None}
+        if not all(isinstance(node, Node) for node in inputs):
+            raise UnsupportedError("it takes a constant where it usually takes a tensor")
         if kind not in _TAKE_INTEGERS:
             inputs = tuple(self.add("cast", node) if node.is_integer else node for node in inputs)
         self._count += 1
@@ -188,6 +192,14 @@ class Lowering:
             if kind == "float":
                 return settings["function"](*tensors)
             return apply(kind, tensors, weights, settings)
+
+    def _refuse_shared_tables(self) -> None:
+        """The converter leaves a table that several lookups share in float."""
+        looked_up = Counter(node.key for node in self._nodes if node.kind == "embedding")
+        for node in self._nodes:
+            if node.kind == "embedding" and looked_up[node.key] > 1:
+                reason = "an embedding that is called more than once"
+                self._refusals[node.layer] = Refusal(node.layer, "Embedding", reason, _USE_OTHERWISE)
 
     def _write_calls(self, graph: FlatGraph, inputs: Sequence[Node]) -> list[Node]:
         import keras
@@ -224,6 +236,8 @@ class Lowering:
         """
         import keras
 
+        if not args and "inputs" in kwargs:
+            args = (kwargs.pop("inputs"),)
         if kwargs.get("mask") is not None:
             raise UnsupportedError("masks have no place in an int8 file")
         prefix = "" if isinstance(operation, keras.Layer) else "ops."
@@ -240,6 +254,16 @@ class Lowering:
             if kind in RULES:
                 return RULES[kind](self, operation, *args, **kwargs)
         raise UnsupportedError(f"nothing is known of how {type(operation).__name__} computes")
+
+    def write_inner(self, layer: Any, x: Node) -> Any:
+        """Writes the layer or model inside a wrapper such as TimeDistributed."""
+        graph = functional_graph(layer)
+        if graph is None:
+            return self.write(layer, x)
+        outer = self._name, self._owner, self._count, self._trainable
+        (result,) = self._write_calls(flatten_graph(graph), [x])
+        self._name, self._owner, self._count, self._trainable = outer
+        return result
 
     def _call_whole(self, operation: Any, args: Any, kwargs: Any) -> list[Node]:
         """Adds a layer as it is: in float, with the weights it has."""

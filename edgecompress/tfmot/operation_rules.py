@@ -9,6 +9,7 @@ import numpy as np
 
 from edgecompress.tfmot.activation_rules import ACTIVATIONS, elu, relu, softmax
 from edgecompress.tfmot.lowering import Lowering, Node, UnsupportedError, rule
+from edgecompress.tfmot.products import arithmetic
 
 _ARITHMETIC = {
     "Add": "add", "Subtract": "subtract", "Multiply": "multiply", "Divide": "divide", "TrueDivide": "divide",
@@ -29,21 +30,7 @@ def _node_and_constant(x1: Any, x2: Any) -> tuple[Node, Any] | None:
 
 @rule("ops.Add", "ops.Subtract", "ops.Multiply", "ops.Divide", "ops.TrueDivide")
 def _arithmetic(low: Lowering, operation: Any, x1: Any, x2: Any) -> Node:
-    kind = _ARITHMETIC[type(operation).__name__]
-    found = _node_and_constant(x1, x2)
-    if all(node.is_integer for node in (x1, x2) if isinstance(node, Node)):
-        raise UnsupportedError("arithmetic on integers")
-    if found is None:
-        return low.add(kind, x1, x2)
-    node, constant = found
-    if kind == "divide":
-        if not isinstance(x1, Node):
-            raise UnsupportedError("division of a constant by a tensor")
-        return low.add("multiply", node, weights={"constant": 1 / constant})
-    if kind == "subtract" and not isinstance(x1, Node):
-        node = low.add("multiply", node, weights={"constant": -1.0})
-        kind = "add"
-    return low.add(kind, node, weights={"constant": constant})
+    return arithmetic(low, _ARITHMETIC[type(operation).__name__], x1, x2)
 
 
 @rule("ops.Maximum", "ops.Minimum")
@@ -85,9 +72,14 @@ def _square(low: Lowering, _operation: Any, x: Node) -> Node:
     return low.add("multiply", x, x)
 
 
-@rule("ops.Absolute", "ops.Log", "ops.Sqrt", "ops.Rsqrt")
-def _compute(low: Lowering, operation: Any, x: Node) -> Node:
+@rule("ops.Absolute")
+def _absolute(low: Lowering, operation: Any, x: Node) -> Node:
     return low.add("compute", x, function=operation)
+
+
+@rule("ops.Log", "ops.Sqrt", "ops.Rsqrt")
+def _steep_at_zero(low: Lowering, operation: Any, x: Node) -> Node:
+    return low.add("compute", low.add("floor", x), function=operation)
 
 
 @rule("ops.Mean", "ops.Sum")
@@ -135,12 +127,31 @@ def _softmax(low: Lowering, operation: Any, x: Node) -> Node:
 
 
 @rule(
-    "ops.BroadcastTo", "ops.ExpandDims", "ops.Flip", "ops.GetItem", "ops.Max", "ops.Min", "ops.Moveaxis", "ops.Pad",
-    "ops.Ravel", "ops.Repeat", "ops.Reshape", "ops.Roll", "ops.Slice", "ops.Squeeze", "ops.Swapaxes", "ops.Tile",
+    "ops.BroadcastTo", "ops.ExpandDims", "ops.GetItem", "ops.Max", "ops.Min", "ops.Moveaxis", "ops.Ravel",
+    "ops.Repeat", "ops.Reshape", "ops.Roll", "ops.Slice", "ops.Squeeze", "ops.Swapaxes", "ops.Tile",
     "ops.Transpose", "ops.MaxPool", "ops.AveragePool", "ops.DepthToSpace", "ops.SpaceToDepth",
 )  # fmt: skip
 def _move(low: Lowering, operation: Any, x: Node, *args: Any, **kwargs: Any) -> Node:
     return low.add("move", x, function=lambda tensor: operation(tensor, *args, **kwargs))
+
+
+@rule("ops.Pad")
+def _pad(low: Lowering, operation: Any, x: Node, constant_values: Any = None) -> Node:
+    if operation.mode == "constant" and constant_values is not None and np.any(np.asarray(constant_values) != 0):
+        raise UnsupportedError("padding with another constant than 0")
+    return low.add("move", x, function=operation)
+
+
+@rule("ops.Flip")
+def _flip(low: Lowering, operation: Any, x: Node) -> Node:
+    """As a slice with steps of -1: the converter leaves REVERSE_V2 in float."""
+    rank = len(x.shape) + 1
+    axis = range(rank) if operation.axis is None else np.atleast_1d(operation.axis)
+    flipped = {int(each) % rank for each in axis}
+    if 0 in flipped:
+        raise UnsupportedError("it reverses the batch")
+    key = tuple(slice(None, None, -1 if each in flipped else None) for each in range(rank))
+    return low.add("move", x, function=lambda tensor: tensor[key])
 
 
 @rule("ops.Concatenate", "ops.Stack")
@@ -150,12 +161,28 @@ def _join(low: Lowering, operation: Any, inputs: list[Any]) -> Node:
     return low.add("move", *inputs, function=lambda *tensors: operation(list(tensors)))
 
 
-@rule("ops.Split", "ops.Unstack")
-def _part(low: Lowering, operation: Any, x: Node) -> list[Node]:
-    with low._scratch.as_default():  # noqa: SLF001 (only how many parts there are)
-        parts = len(operation(x.tensor))
+@rule("ops.Split")
+def _split(low: Lowering, operation: Any, x: Node) -> list[Node]:
+    parts = len(operation(_keras_tensor(x)))
     return [low.add("move", x, function=functools.partial(_pick, operation, index)) for index in range(parts)]
 
 
 def _pick(operation: Any, index: int, tensor: Any) -> Any:
     return operation(tensor)[index]
+
+
+def _keras_tensor(x: Node) -> Any:
+    """A symbolic tensor of Keras of the shape of a node."""
+    import keras
+
+    return keras.KerasTensor((None, *x.shape), "float32")
+
+
+@rule("ops.Unstack")
+def _unstack(low: Lowering, operation: Any, x: Node) -> list[Node]:
+    """As slices: the converter leaves UNPACK in float."""
+    axis = operation.axis % (len(x.shape) + 1)
+    if axis == 0:
+        raise UnsupportedError("it takes the batch apart")
+    keys = [(*[slice(None)] * axis, index) for index in range(x.shape[axis - 1])]
+    return [low.add("move", x, function=lambda tensor, key=key: tensor[key]) for key in keys]

@@ -210,6 +210,17 @@ def _minimum(inputs: list[Tensor], _weights: Mapping[str, Tensor], *, bound: flo
     return tf.minimum(inputs[0], inputs[1] if bound is None else bound)
 
 
+@_primitive("floor", range=Range.SAME)
+def _floor(inputs: list[Tensor], _weights: Mapping[str, Tensor], *, bound: float = 0.0) -> Tensor:
+    """Keeps 0 from functions that are infinite or infinitely steep there; rounding makes it of small numbers.
+
+    `edgecompress.tfmot.scales` raises the bound to one step of the scale.
+    """
+    import tensorflow as tf
+
+    return tf.maximum(inputs[0], bound)
+
+
 @_primitive("matmul")
 def _matmul(inputs: list[Tensor], _weights: Mapping[str, Tensor], *, transpose_b: bool = False) -> Tensor:
     import tensorflow as tf

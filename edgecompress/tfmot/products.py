@@ -31,6 +31,28 @@ def transpose(low: Lowering, x: Node, order: Sequence[int]) -> Node:
     return low.add("move", x, function=lambda tensor: tf.transpose(tensor, order))
 
 
+def arithmetic(low: Lowering, kind: str, x1: Any, x2: Any) -> Node:
+    """Adds, subtracts, multiplies or divides two tensors, or a tensor and a constant.
+
+    Raises:
+        UnsupportedError: All tensors hold integers, or a constant is divided by a tensor.
+    """
+    tensors = [x for x in (x1, x2) if isinstance(x, Node)]
+    if all(x.is_integer for x in tensors):
+        raise UnsupportedError("arithmetic on integers")
+    if len(tensors) == 2:  # noqa: PLR2004 (both)
+        return low.add(kind, x1, x2)
+    (node,) = tensors
+    constant = np.asarray(x2 if node is x1 else x1, np.float32)
+    if kind == "divide":
+        if node is not x1:
+            raise UnsupportedError("division of a constant by a tensor")
+        return low.add("multiply", node, weights={"constant": 1 / constant})
+    if kind == "subtract" and node is not x1:
+        node, kind = low.add("multiply", node, weights={"constant": -1.0}), "add"
+    return low.add(kind, node, weights={"constant": constant})
+
+
 def einsum(low: Lowering, x: Node, equation: str, kernel: Array, bias: Array | None) -> Node:
     """The product of a tensor and a kernel by an equation such as `abc,cd->abd`, as one matrix product.
 

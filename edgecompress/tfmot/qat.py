@@ -19,7 +19,7 @@ from edgecompress.tfmot.folding import fold
 from edgecompress.tfmot.lowering import Lowered, lower
 from edgecompress.tfmot.patterns import cluster_numbers
 from edgecompress.tfmot.quantized_graph import QuantizedGraph, build_quantized, trains_quantized
-from edgecompress.tfmot.scales import assign_scales, measure_ranges, run_lowered
+from edgecompress.tfmot.scales import assign_scales, measure_ranges, raise_floors, run_lowered
 from edgecompress.tfmot.training import fine_tune
 
 _RANGE_SAMPLES = 256
@@ -128,7 +128,10 @@ def _build(
 ) -> QuantizedGraph:
     assert context.data is not None  # noqa: S101 (looked at by the caller)
     scales = assign_scales(lowered)
-    ranges = measure_ranges(lowered, scales, _samples(context.data, fixed, _RANGE_SAMPLES, context.seed))
+    samples = _samples(context.data, fixed, _RANGE_SAMPLES, context.seed)
+    ranges = measure_ranges(lowered, scales, samples)
+    if raise_floors(scales, ranges):
+        ranges = measure_ranges(lowered, scales, samples)
     return build_quantized(lowered, scales, ranges, fixed, scheme, spec)
 
 
@@ -152,13 +155,14 @@ def _prove(source: LoadedModel, lowered: Lowered, fixed: Sequence[InputSpec], da
 def _proof(graph: QuantizedGraph) -> tuple[LayerProof, ...]:
     """Counts in the integers that the file will hold."""
     proofs = []
-    for name, layer, weight, quantizer, ranges in graph.kernels:
-        kernel = layer.variables_by_name[weight]
-        step = np.asarray(ranges["max_var"]) / (2 ** (quantizer.num_bits - 1) - 1)
-        integers = np.rint(np.asarray(quantizer(kernel, False, weights=ranges)) / step).astype(np.int64)
+    for kernel in graph.kernels:
+        bits = kernel.quantizer.num_bits
+        step = np.asarray(kernel.ranges["max_var"]) / (2 ** (bits - 1) - 1)
+        rounded = np.asarray(kernel.quantizer(kernel.variable, False, weights=kernel.ranges))
+        integers = np.rint(rounded / step).astype(np.int64)
         channels = integers.reshape(-1, integers.shape[-1]).T if np.ndim(step) else [integers]
         proofs.append(LayerProof(
-            layer=name, weights=integers.size, sparsity=float(np.mean(integers == 0)),
-            distinct=max(len(np.unique(channel)) for channel in channels), wanted=f"{quantizer.num_bits}-bit integers",
+            layer=kernel.layer_name, weights=integers.size, sparsity=float(np.mean(integers == 0)),
+            distinct=max(len(np.unique(channel)) for channel in channels), wanted=f"{bits}-bit integers",
         ))  # fmt: skip
     return tuple(proofs)

@@ -17,6 +17,7 @@ from edgecompress.tfmot.primitives import PRIMITIVES
 from edgecompress.tfmot.scales import Scale
 
 _SMALLEST_WEIGHT = 1e-7  # the range of a channel of zeros: a scale of zero is no scale
+_LARGEST_BIAS = 2**30  # half of what 32 bits hold: the sum of the products needs room, too
 # Bits of activations (None: they stay float) and of weights.
 _BITS = {
     QuantizationScheme.INT8: (8, 8),
@@ -27,31 +28,67 @@ _BITS = {
 
 
 @dataclass(frozen=True)
+class QuantizedKernel:
+    """A weight that is rounded.
+
+    Attributes:
+        layer_name: The Keras layer that it belongs to.
+        layer: The layer of the primitive.
+        name: Its name there.
+        quantizer: Rounds it.
+        ranges: The quantizer's variables.
+        input_step: The step of the scale of what it is multiplied with; None if that stays float.
+    """
+
+    layer_name: str
+    layer: Any
+    name: str
+    quantizer: Any
+    ranges: Any
+    input_step: float | None
+
+    @property
+    def variable(self) -> Any:
+        return self.layer.variables_by_name[self.name]
+
+    def settle(self) -> None:
+        """Restores the weight's pattern, and sets its range to what it holds now.
+
+        While training, the range is that of the step before.
+        """
+        self.variable.assign(self.quantizer.keep(self.variable))
+        self.quantizer(self.variable, True, weights=self.ranges)
+        floor = np.maximum(_SMALLEST_WEIGHT, self._range_for_bias())
+        self.ranges["min_var"].assign(np.minimum(self.ranges["min_var"].numpy(), -floor))
+        self.ranges["max_var"].assign(np.maximum(self.ranges["max_var"].numpy(), floor))
+
+    def _range_for_bias(self) -> Any:
+        """The smallest range with which the bias fits into 32 bits: its step is that of weight times input."""
+        bias = self.layer.variables_by_name.get("bias")
+        if bias is None or self.input_step is None:
+            return 0.0
+        needed = np.abs(bias.numpy()) / self.input_step / _LARGEST_BIAS * (2 ** (self.quantizer.num_bits - 1) - 1)
+        return needed if self.quantizer.per_axis else needed.max()
+
+
+@dataclass(frozen=True)
 class QuantizedGraph:
     """A model that trains with quantization simulated.
 
     Attributes:
         model: The tf_keras model; its inputs and outputs are flat lists.
         plain: The same layers without quantization: the weights are shared.
-        kernels: (layer name, primitive layer, weight name, quantizer, its range variables) of each quantized weight.
+        kernels: Each weight that is rounded.
     """
 
     model: Any
     plain: Any
-    kernels: tuple[tuple[str, Any, str, Any, Any], ...]
+    kernels: tuple[QuantizedKernel, ...]
 
     def settle(self) -> None:
-        """Restores the pattern of each kernel, and sets its range to what it holds now.
-
-        While training, the range is that of the step before.
-        """
-        for _, layer, name, quantizer, ranges in self.kernels:
-            variable = layer.variables_by_name[name]
-            variable.assign(quantizer.keep(variable))
-            quantizer(variable, True, weights=ranges)
-            for bound, floor in (("min_var", -_SMALLEST_WEIGHT), ("max_var", _SMALLEST_WEIGHT)):
-                values = ranges[bound].numpy()
-                ranges[bound].assign(np.minimum(values, floor) if floor < 0 else np.maximum(values, floor))
+        """Makes of all kernels and their ranges what the file will hold."""
+        for kernel in self.kernels:
+            kernel.settle()
 
 
 def trains_quantized(scheme: QuantizationScheme) -> bool:
@@ -89,15 +126,18 @@ class _Builder:
         self._quantizers: dict[Node, Any] = {}
         self._tables: dict[Node, Any] = {}
         self._starts: dict[Node, tuple[float, float]] = {}
+        self._steps: dict[Node, float] = {}
         for scale, start in zip(scales, ranges, strict=True) if self._activation_bits is not None else ():
             quantizer = result_quantizer(bits=self._activation_bits or 0, fixed=scale.fixed, shared=scale.shared)
+            low, high = scale.fixed or start
+            self._steps.update((node, (high - low) / (2 ** (self._activation_bits or 0) - 1)) for node in scale.members)
             for node in scale.nodes:
                 self._quantizers[node], self._starts[node] = quantizer, start
             if scale.shared:
                 self._tables.update((table, quantizer) for table in scale.tables)
                 self._starts.update((table, start) for table in scale.tables)
         self._wrappers: dict[object, Any] = {}
-        self._kernels: list[tuple[str, Any, str, Any, Any]] = []
+        self._kernels: list[QuantizedKernel] = []
         self._names: set[str] = set()
 
     def build(self, fixed: Sequence[InputSpec]) -> QuantizedGraph:
@@ -156,7 +196,8 @@ class _Builder:
                 ranges["max_var"].assign(self._starts[node][1])
                 continue
             name = next(name for name, each in wrapper.layer.variables_by_name.items() if each is weight)
-            self._kernels.append((node.layer, wrapper.layer, name, quantizer, ranges))
+            step = self._steps.get(node.inputs[0])
+            self._kernels.append(QuantizedKernel(node.layer, wrapper.layer, name, quantizer, ranges, step))
 
     def _name(self, wanted: str) -> str:
         """A name that TensorFlow takes and that no other layer has."""

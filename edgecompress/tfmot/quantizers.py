@@ -18,6 +18,7 @@ from edgecompress.data import Array
 from edgecompress.tfmot.lowering import Node
 
 _INT8_BITS = 8
+_SPARSE = ("kernel", "table")  # zeros elsewhere, as in the slopes of a new PReLU, are no pattern
 
 
 class SharedRange(quantizers.AllValuesQuantizer):  # type: ignore[misc]
@@ -77,7 +78,8 @@ def weight_quantizer(node: Node, name: str, *, bits: int, per_channel: bool, spa
         sparsity: Keep zeros.
     """
     kernel = node.weights[name]
-    mask = (kernel != 0).astype(np.float32) if sparsity and not kernel.all() else None
+    keeps = sparsity and name in _SPARSE and kernel.any() and not kernel.all()
+    mask = (kernel != 0).astype(np.float32) if keeps else None
     return KeepingWeights(bits, per_axis=per_channel, mask=mask, clusters=node.clusters, factors=node.factors)
 
 

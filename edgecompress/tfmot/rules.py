@@ -10,9 +10,10 @@ import numpy as np
 
 from edgecompress.tfmot.activation_rules import activate, elu, relu, softmax
 from edgecompress.tfmot.lowering import Lowering, Node, UnsupportedError, rule
-from edgecompress.tfmot.products import dense, einsum, reshape, transpose
+from edgecompress.tfmot.products import arithmetic, dense, einsum, reshape, transpose
 
 _IMAGE_AXES = 3  # height, width, channels
+_NO_VARIANCE = 1e-14  # of the inputs of a Normalization; Keras divides by 1e-7 at least
 
 
 def array(variable: Any) -> Any:
@@ -130,17 +131,19 @@ def _batch_normalization(low: Lowering, layer: Any, x: Node) -> Node:
     return _affine(low, x, scale, beta - array(layer.moving_mean) * scale)
 
 
-def _affine(low: Lowering, x: Node, scale: Any, bias: Any) -> Node:
+def _affine(low: Lowering, x: Node, scale: Any, bias: Any, *, trainable: bool = True) -> Node:
     """Scale and offset for each entry of the last axis."""
     channels = x.shape[-1]
     scales = np.broadcast_to(np.asarray(scale, np.float32).reshape(1, 1, 1, -1), (1, 1, 1, channels))
     offsets = np.broadcast_to(np.asarray(bias, np.float32).reshape(-1), (channels,))
-    return low.add("affine", x, weights={"scale": scales, "bias": offsets})
+    node = low.add("affine", x, weights={"scale": scales, "bias": offsets})
+    node.trainable = node.trainable and trainable
+    return node
 
 
 @rule("Rescaling")
 def _rescaling(low: Lowering, layer: Any, x: Node) -> Node:
-    return _affine(low, x, np.asarray(layer.scale), np.asarray(layer.offset))
+    return _affine(low, x, np.asarray(layer.scale), np.asarray(layer.offset), trainable=False)
 
 
 @rule("Normalization")
@@ -150,8 +153,9 @@ def _normalization(low: Lowering, layer: Any, x: Node) -> Node:
         raise UnsupportedError("a Normalization that inverts")
     if mean.size not in (1, x.shape[-1]):
         raise UnsupportedError("it normalizes over another axis than the last")
-    deviation = np.maximum(np.sqrt(variance), 1e-7)
-    return _affine(low, x, 1 / deviation, -mean / deviation)
+    # A feature that never varied is 0 after Keras's own division by almost nothing, which integers cannot follow.
+    scale = np.where(variance > _NO_VARIANCE, 1 / np.sqrt(np.maximum(variance, _NO_VARIANCE)), 0)
+    return _affine(low, x, scale, -mean * scale, trainable=False)
 
 
 @rule("LayerNormalization")
@@ -171,7 +175,7 @@ def _rms_normalization(low: Lowering, layer: Any, x: Node) -> Node:
 
 
 def _scale_by_root(low: Lowering, x: Node, variance: Node, epsilon: float, gamma: Any, beta: Any) -> Node:
-    shifted = low.add("add", variance, weights={"constant": epsilon})
+    shifted = low.add("floor", low.add("add", variance, weights={"constant": epsilon}))
     result = low.add("multiply", x, low.add("compute", shifted, function=_rsqrt))
     if gamma is None and beta is None:
         return result
@@ -197,7 +201,7 @@ def _layer_scale(low: Lowering, layer: Any, x: Node) -> Node:
 
 @rule("CustomScaleLayer")
 def _custom_scale(low: Lowering, layer: Any, inputs: list[Node]) -> Node:
-    return low.add("add", inputs[0], _affine(low, inputs[1], layer.scale, 0.0))
+    return low.add("add", inputs[0], _affine(low, inputs[1], layer.scale, 0.0, trainable=False))
 
 
 @rule("Activation")
@@ -239,7 +243,7 @@ def _softmax(low: Lowering, layer: Any, x: Node) -> Node:
 @rule("Add", "Subtract", "Multiply", "Average")
 def _merge(low: Lowering, layer: Any, inputs: list[Node]) -> Node:
     kind = "add" if type(layer).__name__ == "Average" else type(layer).__name__.lower()
-    result = functools.reduce(lambda a, b: low.add(kind, a, b), inputs)
+    result = functools.reduce(lambda a, b: arithmetic(low, kind, a, b), inputs)
     if type(layer).__name__ == "Average":
         result = low.add("multiply", result, weights={"constant": 1 / len(inputs)})
     return result
@@ -310,7 +314,7 @@ def _global_average(low: Lowering, layer: Any, x: Node) -> Node:
 def _time_distributed(low: Lowering, layer: Any, x: Node) -> Node:
     """Steps are laid beside the samples, the layer is called once, and they are taken apart again."""
     steps, *inner = x.shape
-    result = low.write(layer.layer, low.add("reshape", x, shape=tuple(inner)))
+    result = low.write_inner(layer.layer, low.add("reshape", x, shape=tuple(inner)))
     return low.add("reshape", result, shape=(steps, *result.shape))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from edgecompress.tfmot.lowering import Lowered, Node
 from edgecompress.tfmot.primitives import PRIMITIVES, Range, apply
 
 _BATCH = 32
+_STEPS = 255  # of an 8-bit scale
 _SMALLEST_RANGE = 1e-4  # a scale near zero would make the runtime divide by it
 
 
@@ -24,16 +25,24 @@ class Scale:
         nodes: The results that are rounded to it. Results of operators that only move or choose values are not: they
             have it already.
         tables: Embeddings whose table has it.
+        others: Results that have it because their operators only move or choose values.
         fixed: The range that the kernel writes in, where it has one and nobody shares the scale.
     """
 
     nodes: tuple[Node, ...]
     tables: tuple[Node, ...]
+    others: tuple[Node, ...]
     fixed: tuple[float, float] | None
 
     @property
+    def members(self) -> tuple[Node, ...]:
+        return (*self.nodes, *self.tables, *self.others)
+
+    @property
     def shared(self) -> bool:
-        return len(self.nodes) + len(self.tables) > 1
+        """Whether one result does not decide the range: there are others, or a constant may lie outside of it."""
+        bounds = any(node.settings.get("bound") for node in self.others if node.kind != "floor")
+        return bounds or len(self.nodes) + len(self.tables) > 1
 
 
 def range_of(node: Node) -> Range:
@@ -74,9 +83,10 @@ def assign_scales(lowered: Lowered) -> tuple[Scale, ...]:
 def _scale(members: Sequence[Node]) -> Scale:
     nodes = tuple(node for node in members if range_of(node) is Range.OWN)
     tables = tuple(node for node in members if range_of(node) is Range.TABLE)
-    alone = len(nodes) == 1 and not tables
-    fixed = PRIMITIVES[nodes[0].kind].fixed if alone and nodes[0].kind in PRIMITIVES else None
-    return Scale(nodes, tables, fixed)
+    others = tuple(node for node in members if range_of(node) is Range.SAME)
+    scale = Scale(nodes, tables, others, None)
+    alone = not scale.shared and nodes and nodes[0].kind in PRIMITIVES
+    return replace(scale, fixed=PRIMITIVES[nodes[0].kind].fixed) if alone else scale
 
 
 def _fused(lowered: Lowered) -> set[Node]:
@@ -125,8 +135,8 @@ def measure_ranges(lowered: Lowered, scales: Sequence[Scale], inputs: Sequence[A
         values = _evaluate(lowered, batch)
         return [
             (
-                tf.reduce_min([tf.reduce_min(values[node]) for node in (*scale.nodes, *scale.tables)]),
-                tf.reduce_max([tf.reduce_max(values[node]) for node in (*scale.nodes, *scale.tables)]),
+                tf.reduce_min([tf.reduce_min(values[node]) for node in scale.members]),
+                tf.reduce_max([tf.reduce_max(values[node]) for node in scale.members]),
             )
             for scale in scales
         ]
@@ -139,6 +149,18 @@ def measure_ranges(lowered: Lowered, scales: Sequence[Scale], inputs: Sequence[A
         for start in range(0, samples - size + 1, size)
     ])  # fmt: skip
     return [_settle(found[:, index], shared=scale.shared) for index, scale in enumerate(scales)]
+
+
+def raise_floors(scales: Sequence[Scale], ranges: Sequence[tuple[float, float]]) -> bool:
+    """Raises the bounds of 'floor' nodes to one step of their scale; returns whether there are any.
+
+    What follows them has other ranges then.
+    """
+    floors = [(node, high) for scale, (_, high) in zip(scales, ranges, strict=True) for node in scale.others
+              if node.kind == "floor"]  # fmt: skip
+    for node, high in floors:
+        node.settings["bound"] = high / _STEPS
+    return bool(floors)
 
 
 def _settle(bounds: Array, *, shared: bool) -> tuple[float, float]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,10 +15,12 @@ from edgecompress.data import Array
 from edgecompress.flatbuffer import read_bytes, read_model
 from edgecompress.graphs import Graph, Operator, Tensor, decode_graphs
 from edgecompress.passes.base import LayerProof, PassResult
+from edgecompress.techniques import Qat
 
 # Operators with a kernel as their second input.
 _KERNEL_OPS = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL"})
 _NUMBERS = {"int8": np.int8, "int16": np.int16, "float32": np.float32, "float16": np.float16, "uint8": np.uint8}
+_NAMED = 5
 _ROUNDED_AWAY = 0.001  # share of weights that may become zero or stay; rounding adds zeros, it never removes any
 
 
@@ -49,21 +52,57 @@ def kernels_in(path: str | os.PathLike[str]) -> tuple[KernelInFile, ...]:
     return tuple(found.values())
 
 
-def lost_in_file(passes: Iterable[PassResult], kernels: Sequence[KernelInFile]) -> tuple[str, ...]:
-    """Says of each kernel whose zeros or shared values a conversion did not keep, in a line each.
+class KernelCheck(NamedTuple):
+    """What became of the zeros and shared values that passes left in kernels."""
+
+    lost: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a report says of kernels that were not compared."""
+        if not self.unknown:
+            return ()
+        more = len(self.unknown) - _NAMED
+        names = ", ".join(self.unknown[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+        return (f"Whether zeros and shared values survived is not known of {names}: the file does not name them.",)
+
+
+def check_kernels(passes: Iterable[PassResult], kernels: Sequence[KernelInFile], qat: Qat | None = None) -> KernelCheck:
+    """Compares what the passes reached with what the file holds.
 
     Args:
-        passes: What the passes reached; of a kernel that several changed, the last says what there is to keep.
-        kernels: What the file holds. A kernel of the passes that the converter merged or renamed beyond recognition
-            cannot be compared and is passed over.
+        passes: What they reached; of a kernel that several changed, the last says what there is to keep.
+        kernels: What the file holds.
+        qat: The last pass, if it is that one: what the passes before it reached counts too, where it was to be kept.
+
+    Returns:
+        A line for each kernel that lost something, and the names of those that cannot be told apart in the file,
+        because the converter merged or renamed them.
     """
-    reached = {proof.layer: proof for one in passes for proof in one.proof}
-    return tuple(line for proof in reached.values() for line in _lost(proof, _find(proof, kernels)))
+    wanted: dict[tuple[str, int], LayerProof] = {}
+    for one in passes:
+        for proof in one.proof:
+            key = proof.layer.split(" (")[0], proof.weights
+            wanted[key] = _kept(wanted.get(key), proof, qat if one.kind == "qat" else None)
+    names = {name for name, _ in wanted}
+    found = {key: _find(*key, kernels, names) for key in wanted}
+    return KernelCheck(
+        lost=tuple(line for key, kernel in found.items() if kernel for line in _lost(wanted[key], kernel)),
+        unknown=tuple(wanted[key].layer for key, kernel in found.items() if kernel is None),
+    )
 
 
-def _lost(proof: LayerProof, kernel: KernelInFile | None) -> Iterator[str]:
-    if kernel is None:
-        return
+def _kept(before: LayerProof | None, proof: LayerProof, qat: Qat | None) -> LayerProof:
+    """What there is to keep after a pass: what it reached, and what it was to keep of an earlier one."""
+    if before is None or qat is None:
+        return proof
+    sparsity = max(proof.sparsity, before.sparsity) if qat.preserve_sparsity else proof.sparsity
+    distinct = min(proof.distinct, before.distinct) if qat.preserve_clusters else proof.distinct
+    return proof.model_copy(update={"sparsity": sparsity, "distinct": distinct})
+
+
+def _lost(proof: LayerProof, kernel: KernelInFile) -> Iterator[str]:
     if kernel.sparsity < proof.sparsity - _ROUNDED_AWAY:
         yield f"{proof.layer}: sparsity was {proof.sparsity:.1%}, in the file it is {kernel.sparsity:.1%}"
     # With float weights the converter multiplies channels by the factors of a batch normalization; with integers each
@@ -72,13 +111,20 @@ def _lost(proof: LayerProof, kernel: KernelInFile | None) -> Iterator[str]:
         yield f"{proof.layer}: {proof.distinct} distinct values became {kernel.distinct} in the file"
 
 
-def _find(proof: LayerProof, kernels: Sequence[KernelInFile]) -> KernelInFile | None:
-    name = re.escape(proof.layer.replace("/", "_").split(":")[0])
-    fits = [
-        kernel
-        for kernel in kernels
-        if kernel.weights == proof.weights and re.search(rf"(^|[/;]|quant_){name}(_\d+)?(/|;|$)", kernel.tensor)
-    ]
+def _find(layer: str, weights: int, kernels: Sequence[KernelInFile], layers: Container[str]) -> KernelInFile | None:
+    """Returns the kernel of a layer; TensorFlow may have numbered the layer's name once more."""
+    name = re.escape(layer.replace("/", "_"))
+    exact: list[KernelInFile] = []
+    numbered: list[KernelInFile] = []
+    for kernel in kernels:
+        found = re.search(rf"(?:^|[/;]|quant_)({name})(_\d+)?(?:/|;|$)", kernel.tensor)
+        if found is None or kernel.weights != weights:
+            continue
+        if found[2] is None:
+            exact.append(kernel)
+        elif layer + found[2] not in layers:
+            numbered.append(kernel)
+    fits = exact or numbered
     return fits[0] if len(fits) == 1 else None
 
 

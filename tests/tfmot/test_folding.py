@@ -101,3 +101,11 @@ def test_a_clustered_kernel_with_one_scale_is_not_folded_into() -> None:
     for node in lowered.nodes:
         node.clusters = cluster_numbers(node.weights["kernel"]) if node.kind == "dense" else None
     assert [node.kind for node in fold(lowered).nodes] == ["input", "dense", "affine"]
+
+
+def test_a_frozen_layer_stays_frozen_after_folding() -> None:
+    x = keras.Input(IMAGE, name="x")
+    model = keras.Model(x, shaken_norm()(layers.Conv2D(4, 3)(x)))
+    model.trainable = False
+    folded_graph = fold(lower(model, [InputSpec("x", (None, *IMAGE), "float32")]))
+    assert [node.trainable for node in folded_graph.nodes if node.kind == "conv"] == [False]

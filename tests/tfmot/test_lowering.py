@@ -122,3 +122,33 @@ def test_a_second_rule_for_a_layer_is_a_mistake() -> None:
     assert "Dense" in RULES
     with pytest.raises(ValueError, match="a rule for 'Dense' already"):
         rule("Dense")(lambda *_: None)
+
+
+def test_an_embedding_that_is_called_twice_is_refused() -> None:
+    x, y = keras.Input((6,), dtype="int32"), keras.Input((6,), dtype="int32")
+    table = layers.Embedding(10, 4, name="table")
+    model = keras.Model([x, y], layers.Add()([table(x), table(y)]))
+    (refusal,) = lower(model, specs(model)).refusals
+    assert refusal.layer == "table"
+    assert "called more than once" in refusal.reason
+
+
+def test_what_preprocesses_is_not_trained() -> None:
+    x = keras.Input((4,))
+    model = keras.Model(x, layers.Rescaling(0.5)(layers.Normalization(mean=1.0, variance=2.0)(x)))
+    assert [node.trainable for node in lower(model, specs(model)).nodes if node.kind == "affine"] == [False, False]
+
+
+def test_a_feature_that_never_varied_is_zero() -> None:
+    x = keras.Input((2,))
+    model = keras.Model(x, layers.Normalization(mean=[1.0, 5.0], variance=[4.0, 0.0])(x))
+    (node,) = [node for node in lower(model, specs(model)).nodes if node.kind == "affine"]
+    np.testing.assert_allclose(node.weights["scale"].reshape(-1), [0.5, 0])
+    np.testing.assert_allclose(node.weights["bias"], [-0.5, 0])
+
+
+def test_padding_with_a_constant_is_refused() -> None:
+    x = keras.Input((4, 4))
+    model = keras.Model(x, keras.ops.pad(x, ((0, 0), (1, 1), (0, 0)), constant_values=2.0))
+    (refusal,) = lower(model, specs(model)).refusals
+    assert refusal.reason == "padding with another constant than 0"

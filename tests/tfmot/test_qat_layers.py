@@ -193,3 +193,62 @@ def test_a_mixed_precision_model(trained_quantized) -> None:
     found = trained_quantized(functional(IMAGE, body)())
     assert found.agreement >= 0.99
     assert found.artifact.float_ops == ()
+
+
+def constants_in_merges(x: object) -> object:
+    x = layers.Add()([conv()(x), np.full((1, 8, 8, 8), 0.5, np.float32)])
+    return layers.Multiply()([x, np.linspace(0.5, 1.5, 8, dtype=np.float32).reshape(1, 1, 1, 8)])
+
+
+def dead_channels(x: object) -> object:
+    """Channels that a normalization has set to a constant."""
+    some = keras.initializers.Constant([0.0, 1e-8, -1e-6, 0, 1, 1, 1, 1])
+    y = layers.BatchNormalization(gamma_initializer=some, beta_initializer="ones")(conv(use_bias=False)(x))
+    return layers.Add()([y, conv()(x)])
+
+
+def one_large_step(x: object) -> object:
+    sizes = np.ones((8, 1), np.float32)
+    sizes[3] = 10
+    return layers.LayerNormalization()(layers.Dense(16)(x) * sizes)
+
+
+def two_lookups(x: object) -> object:
+    return layers.Concatenate()([layers.Embedding(17, 4)(x), layers.Embedding(17, 4)(x)])
+
+
+HARD = {
+    "constants in merges": (IMAGE, constants_in_merges),
+    "dead channels": (IMAGE, dead_channels),
+    "a step much larger than the others": (ROWS, one_large_step),
+    "patches without variance": (
+        IMAGE, lambda x: layers.LayerNormalization(epsilon=1e-6)(layers.Conv2D(16, 2, 2, use_bias=False)(x)),
+    ),
+    "the logarithm of small numbers": (IMAGE, lambda x: ops.log(conv(activation="relu")(x) + 1e-3)),
+    "a bound outside of the range": (IMAGE, lambda x: ops.minimum(layers.ReLU()(conv()(x)), -1.0) + conv()(x)),
+    "flip": (IMAGE, lambda x: conv(activation="relu")(ops.flip(x, 2))),
+    "unstack": (ROWS, lambda x: ops.stack(ops.unstack(layers.Dense(16)(x), axis=1)[::-1], axis=1)),
+    "split": (ROWS, lambda x: layers.Add()(ops.split(layers.Dense(16)(x), 2, axis=-1))),
+    "pad": (IMAGE, lambda x: ops.pad(conv()(x), ((0, 0), (1, 1), (0, 0), (0, 0)))),
+    "TimeDistributed model": (
+        ROWS, lambda x: layers.TimeDistributed(
+            keras.Sequential([keras.Input((8, 1)), layers.Conv1D(4, 3, activation="relu"), layers.Flatten()])
+        )(layers.Reshape((8, 8, 1))(x)),
+    ),
+    "a layer called by the name of its argument": (IMAGE, lambda x: layers.Dropout(0.1)(inputs=conv()(inputs=x))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_what_is_easy_to_get_wrong(name: str, trained_quantized) -> None:
+    shape, body = HARD[name]
+    found = trained_quantized(functional(shape, body)())
+    assert found.agreement >= 0.99
+    assert found.artifact.float_ops == ()
+    assert found.float_boundaries == {"QUANTIZE": 1, "DEQUANTIZE": 1}
+
+
+def test_two_embeddings_joined(trained_quantized) -> None:
+    found = trained_quantized(functional(PIXELS, two_lookups, "int32")())
+    assert found.agreement >= 0.99
+    assert found.artifact.float_ops == ()

@@ -9,7 +9,8 @@ from edgecompress.converters.ptq import QuantizationJob, quantize
 from edgecompress.data import Dataset
 from edgecompress.passes.base import LayerProof, PassResult
 from edgecompress.schemes import Granularity, QuantizationScheme
-from edgecompress.verify.kernels import KernelInFile, kernels_in, lost_in_file
+from edgecompress.techniques import Qat
+from edgecompress.verify.kernels import KernelInFile, check_kernels, kernels_in
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +54,11 @@ def test_an_int8_file_keeps_them(float_file, tmp_path, in_process, dense: Granul
     kernels = kernels_in(tmp_path / "int8.tflite")
     assert kernels[0].sparsity >= 0.5
     assert kernels[1].distinct == 3
-    assert lost_in_file([result(("conv", 72, 0.5, 37), ("dense", 720, 0.0, 3))], kernels) == ()
+    assert check_kernels([result(("conv", 72, 0.5, 37), ("dense", 720, 0.0, 3))], kernels) == ((), ())
 
 
 def test_what_was_lost_is_said() -> None:
-    assert lost_in_file([result(("conv", 100, 0.8, 16))], [kernel("net/conv/Conv2D")]) == (
+    assert check_kernels([result(("conv", 100, 0.8, 16))], [kernel("net/conv/Conv2D")]).lost == (
         "conv: sparsity was 80.0%, in the file it is 70.0%",
         "conv: 16 distinct values became 20 in the file",
     )
@@ -65,13 +66,33 @@ def test_what_was_lost_is_said() -> None:
 
 def test_the_last_pass_says_what_there_is_to_keep() -> None:
     passes = [result(("conv", 100, 0.8, 16)), result(("conv", 100, 0.1, 50))]
-    assert lost_in_file(passes, [kernel("net/conv/Conv2D")]) == ()
+    assert check_kernels(passes, [kernel("net/conv/Conv2D")]) == ((), ())
 
 
 def test_float_weights_may_be_multiplied_by_a_normalization() -> None:
-    assert lost_in_file([result(("conv", 100, 0.7, 16))], [kernel("net/conv/Conv2D", integers=False)]) == ()
+    assert check_kernels([result(("conv", 100, 0.7, 16))], [kernel("net/conv/Conv2D", integers=False)]) == ((), ())
 
 
-def test_a_kernel_that_cannot_be_told_apart_is_passed_over() -> None:
+def test_a_kernel_that_cannot_be_told_apart_is_named() -> None:
     passes = [result(("convolution", 100, 0.8, 16), ("conv_2", 99, 0.8, 16))]
-    assert lost_in_file(passes, [kernel("net/conv_2/Conv2D")]) == ()
+    assert check_kernels(passes, [kernel("net/conv_2/Conv2D")]) == ((), ("convolution", "conv_2"))
+
+
+def test_a_layer_with_several_kernels_is_known_by_its_name() -> None:
+    passes = [result(("separable (pointwise_kernel)", 100, 0.8, 30))]
+    assert len(check_kernels(passes, [kernel("net/quant_separable/FakeQuant")]).lost) == 1
+
+
+def test_qat_keeps_what_was_reached_before() -> None:
+    before = result(("conv", 100, 0.8, 16))
+    after = before.model_copy(update={"kind": "qat", "proof": result(("conv", 100, 0.7, 20)).proof})
+    assert len(check_kernels([before, after], [kernel("conv")], Qat()).lost) == 2
+    free = Qat(preserve_sparsity=False, preserve_clusters=False)
+    assert check_kernels([before, after], [kernel("conv")], free) == ((), ())
+
+
+def test_layers_with_numbered_names_are_told_apart() -> None:
+    passes = [result(("conv2d", 100, 0.8, 30), ("conv2d_1", 100, 0.7, 30))]
+    assert check_kernels(passes, [kernel("net/conv2d_1/Conv2D"), kernel("net/conv2d/Conv2D")]).lost == (
+        "conv2d: sparsity was 80.0%, in the file it is 70.0%",
+    )
