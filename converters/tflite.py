@@ -11,7 +11,7 @@ import gc
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,7 +19,7 @@ from typing import Any, Self
 from edgecompress.data import InputSpec
 from edgecompress.errors import ConversionError
 from edgecompress.flatbuffer import Signature, with_metadata
-from edgecompress.functional import cause_of
+from edgecompress.functional import cause_of, in_float32
 from edgecompress.isolate import Child, Outcome
 from edgecompress.models import LoadedModel, flatten_layers
 from edgecompress.schemes import IoType
@@ -52,13 +52,18 @@ class FrozenGraph:
 def freeze_graph(model: LoadedModel, fixed: Sequence[InputSpec]) -> FrozenGraph:
     """Traces a model in inference mode at fixed shapes and makes constants of its variables.
 
+    A Keras 3 model that computes in 16 bits is traced in float32.
+
     Raises:
+        ModelError: It cannot be rebuilt in float32.
         ConversionError: The model cannot be traced, or changes its own variables while it runs.
     """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     name = model.name
+    if model.framework == "keras":
+        model = replace(model, model=in_float32(model.model))
     signature = [tf.TensorSpec(spec.shape, spec.dtype, name=f"input_{i}") for i, spec in enumerate(fixed)]
     layers = tuple(layer.name for layer in flatten_layers(model.model)) if model.is_keras else ()
     try:

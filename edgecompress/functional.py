@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ _CALL_FIX = (
     "use layers and keras.ops in `call`, and no `if`, `for` or NumPy on the values of tensors; "
     "or export it with model.export(folder)"
 )
+_NARROW = ("float16", "bfloat16")
 _TRACE_SIZE = 32  # what a dimension of unknown size is taken for when a traced model is compared
 
 
@@ -138,11 +139,71 @@ def _answers_alike(model: Any, traced: Any, arguments: dict[str, Any]) -> bool:
 
 
 def clone_model(model: Any) -> Any:
-    """Returns a copy of a Keras 3 model, with weights of its own; `model` is left as it is.
+    """Returns a copy of a Keras 3 model, not compiled and with weights of its own; `model` is left as it is.
 
     Raises:
         ModelError: A layer cannot be made again from its configuration.
     """
+    try:
+        clone = _clone(model, lambda config: config)
+    except Exception as error:
+        raise ModelError(
+            f"cannot be copied: {cause_of(error)}", where=model.name,
+            fix="give its custom layers a get_config() from which they can be made again",
+        ) from error  # fmt: skip
+    for layer, copy in zip(model._flatten_layers(), clone._flatten_layers(), strict=True):  # noqa: SLF001
+        if not getattr(layer, "layers", None):
+            copy.trainable = layer.trainable
+    return clone
+
+
+def in_float32(model: Any) -> Any:
+    """Returns a Keras 3 model as one that computes in float32: itself, unless a layer computes in 16 bits.
+
+    TensorFlow Lite has no operators for arithmetic in float16 and bfloat16. Inputs keep their types.
+
+    Raises:
+        ModelError: The model cannot be rebuilt.
+    """
+    if not any(_is_narrow(layer) for layer in model._flatten_layers()):  # noqa: SLF001
+        return model
+    try:
+        wide = _clone(model, _widen)
+        narrow = [layer.name for layer in wide._flatten_layers() if _is_narrow(layer)]  # noqa: SLF001
+        cause = f"{', '.join(narrow[:5])} would still compute in 16 bits" if narrow else None
+    except Exception as error:  # noqa: BLE001 (a custom layer may raise anything)
+        cause = cause_of(error)
+    if cause is not None:
+        raise ModelError(
+            f"computes in 16 bits, which TensorFlow Lite does not, and cannot be rebuilt in float32: {cause}",
+            where=model.name,
+            fix="build it under keras.config.set_dtype_policy('float32') and give it the weights of this one",
+        )
+    return wide
+
+
+def _is_narrow(layer: Any) -> bool:
+    return str(getattr(layer, "compute_dtype", None)) in _NARROW
+
+
+def _widen(config: Any) -> Any:
+    """Returns a configuration with each dtype policy that computes in 16 bits replaced."""
+    if isinstance(config, dict):
+        named = config.get("class_name") == "DTypePolicy" and isinstance(config.get("config"), dict)
+        if named and str(config["config"].get("name")).endswith(_NARROW):
+            return "float32"
+        is_input = config.get("class_name") == "InputLayer"
+        return {key: value if is_input else _widen(value) for key, value in config.items()} | _wide_dtype(config)
+    return [_widen(each) for each in config] if isinstance(config, list) else config
+
+
+def _wide_dtype(config: dict[str, Any]) -> dict[str, str]:
+    dtype = config.get("dtype")
+    return {"dtype": "float32"} if isinstance(dtype, str) and dtype.endswith(_NARROW) else {}
+
+
+def _clone(model: Any, change: Callable[[Any], Any]) -> Any:
+    """Returns a copy of a model, made from its layers' configurations, which `change` may change."""
     import keras
 
     custom = {
@@ -150,19 +211,22 @@ def clone_model(model: Any) -> Any:
         for layer in model._flatten_layers()  # noqa: SLF001
         if not type(layer).__module__.startswith("keras.")
     }
+
+    def remake(layer: Any) -> Any:
+        if not isinstance(layer, keras.layers.Layer):
+            return layer
+        return type(layer).from_config(change(layer.get_config()))
+
+    compiled = model.compiled
     try:
+        model.compiled = False  # Keras would compile the copy, too, which fails with a loss that it does not know
         with keras.saving.custom_object_scope(custom):
-            clone = keras.models.clone_model(model)
-        clone.set_weights(model.get_weights())
-    except Exception as error:
-        raise ModelError(
-            f"cannot be copied: {cause_of(error)}", where=model.name,
-            fix="give its custom layers a get_config() from which they can be made again",
-        ) from error  # fmt: skip
+            clone = keras.models.clone_model(model, clone_function=remake)
+    finally:
+        model.compiled = compiled
+    clone.set_weights(model.get_weights())
     for layer, copy in zip(model._flatten_layers(), clone._flatten_layers(), strict=True):  # noqa: SLF001
         copy.name = layer.name  # which the configuration of a custom layer may leave out
-        if not getattr(layer, "layers", None):
-            copy.trainable = layer.trainable
     return clone
 
 

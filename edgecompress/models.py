@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import json
 import math
 import os
 import re
+import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +28,7 @@ from edgecompress.errors import ModelError, UnavailableError, UsageError
 from edgecompress.functional import as_functional, cause_of, no_inputs
 from edgecompress.safety import (
     advise_custom_object,
+    find_object,
     refuse_dangerous_operations,
     refuse_unknown_classes,
     refuse_unsafe_layers,
@@ -39,6 +42,8 @@ _DAMAGED_ZIP = (
     zlib.error,
 )  # fmt: skip
 _PREDICT_VALUES = 1_000_000  # input values a batch may hold: activations of photographs would take gigabytes else
+# Zip files know no earlier time.
+_NO_TIME, _NO_DATE = (1980, 1, 1, 0, 0, 0), "1980-01-01@00:00:00"
 _RECURRENT = frozenset({"RNN", "GRU", "LSTM", "SimpleRNN", "Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"})
 
 
@@ -54,7 +59,8 @@ class LoadedModel:
         sha256: Hash of the file or folder it came from; of its weights if it came from memory.
         size_bytes: Size of that file or folder, or None.
         path: Where it came from, or None.
-        compile_config: What Keras stored of its optimizer, loss and metrics, or None.
+        compile_config: What Keras stored of its optimizer, loss and metrics, or None; the user's own losses as objects,
+            if they are known.
     """
 
     model: Any
@@ -104,7 +110,7 @@ class LoadedModel:
         parts: list[list[Array]] = []
         for start in range(0, samples, batch):
             chunk = [inputs[spec.name][start : start + batch] for spec in fixed]
-            parts.append([np.asarray(tensor) for tensor in function(*chunk)])
+            parts.append([_without_16_bits(np.asarray(tensor)) for tensor in function(*chunk)])
         return {name: np.concatenate([p[i] for p in parts]) for i, name in enumerate(self.outputs)}
 
     def _trace(self, fixed: Sequence[InputSpec], *, batch: int | None) -> Callable[..., list[Any]]:
@@ -188,14 +194,68 @@ def load_model(source: object, *, custom_objects: Mapping[str, Any] | None = Non
 
 
 def save_model(model: Any, path: str | Path) -> None:
-    """Writes a Keras 3 model as a .keras file, whole or not at all."""
+    """Writes a Keras 3 model as a .keras file, whole or not at all; the same model gives the same bytes."""
     destination = Path(path)
-    temporary = destination.with_name(f".{destination.stem}.{os.getpid()}.keras")
+    written, timeless = (destination.with_name(f".{destination.stem}.{os.getpid()}.{n}.keras") for n in (1, 2))
     try:
-        model.save(temporary)
-        temporary.replace(destination)
+        model.save(written)
+        _write_without_times(written, timeless)
+        timeless.replace(destination)
     finally:
-        temporary.unlink(missing_ok=True)
+        written.unlink(missing_ok=True)
+        timeless.unlink(missing_ok=True)
+
+
+def _write_without_times(source: Path, destination: Path) -> None:
+    """Copies a .keras file, with the time of writing, which Keras puts into it, replaced by a fixed one."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(destination, "w") as new:
+        for entry in old.infolist():
+            timeless = zipfile.ZipInfo(entry.filename, date_time=_NO_TIME)
+            timeless.file_size = entry.file_size
+            with old.open(entry) as content, new.open(timeless, "w") as copy:
+                if entry.filename == "metadata.json":
+                    copy.write(json.dumps(json.load(content) | {"date_saved": _NO_DATE}).encode())
+                else:
+                    shutil.copyfileobj(content, copy)
+
+
+def compile_as(model: Any, loaded: LoadedModel, objects: Mapping[str, Any] | None = None) -> str | None:
+    """Compiles a Keras 3 model with the optimizer, the losses and the metrics of another.
+
+    The optimizer begins anew: the state of Adam, say, would make a file three times as large.
+
+    Args:
+        model: The model.
+        loaded: That other; if it was not compiled, nothing is done.
+        objects: Custom objects by name.
+
+    Returns:
+        None, or why the model was left as it is: a file of it could not be read with these custom objects, or Keras
+        refuses.
+    """
+    import keras
+
+    if loaded.compile_config is None:
+        return None
+    settings = dict(loaded.compile_config)
+    losses = settings.pop("loss", None)
+    try:
+        with keras.saving.custom_object_scope(dict(objects or {})):
+            arguments = {"loss": _rebuild_losses(losses), **keras.saving.deserialize_keras_object(settings)}
+            stored = keras.saving.serialize_keras_object(arguments)
+            refuse_unsafe_layers(Path(loaded.name), stored)
+            refuse_unknown_classes(Path(loaded.name), stored, objects or {})
+            model.compile(**arguments)
+    except Exception as error:  # noqa: BLE001 (the user's code may run)
+        return cause_of(error)
+    return None
+
+
+def _rebuild_losses(stored: Any) -> Any:
+    import keras
+
+    rebuild = keras.saving.deserialize_keras_object
+    return _in_structure(lambda loss: loss if callable(loss) else rebuild(loss), stored)
 
 
 def import_custom_objects(names: Sequence[str]) -> dict[str, Any]:
@@ -243,7 +303,7 @@ def _load_keras(path: Path, objects: dict[str, Any], *, unsafe: bool) -> LoadedM
         raise ModelError(f"damaged: {broken!r} inside fails its checksum", where=path, fix="copy the file again")
     _refuse_suffix(path, ".keras")
     loaded = _rebuild(path, config, str(version), objects, unsafe=unsafe)
-    return replace(loaded, compile_config=config.get("compile_config") or None)
+    return replace(loaded, compile_config=_find_own_losses(path, config.get("compile_config"), objects))
 
 
 def _load_h5(path: Path, objects: dict[str, Any], *, unsafe: bool) -> LoadedModel:
@@ -264,7 +324,8 @@ def _load_h5(path: Path, objects: dict[str, Any], *, unsafe: bool) -> LoadedMode
             fix="build the model in Python, model.load_weights(...), model.save('model.keras'), and give that",
         )  # fmt: skip
     _refuse_suffix(path, ".h5", ".hdf5", ".keras")  # the last: Keras 2 could write either kind under that name
-    return replace(_rebuild(path, config, version, objects, unsafe=unsafe), compile_config=training)
+    loaded = _rebuild(path, config, version, objects, unsafe=unsafe)
+    return replace(loaded, compile_config=_find_own_losses(path, training, objects))
 
 
 def _refuse_suffix(path: Path, *allowed: str) -> None:
@@ -382,7 +443,50 @@ def _compile_config(model: Any, framework: str) -> Mapping[str, Any] | None:
         import keras
 
         config["optimizer"] = keras.saving.serialize_keras_object(model.optimizer)  # saving as .h5 had taken it out
+    if framework == "keras" and "loss" in config:
+        config["loss"] = _in_structure(_describe_loss, model.loss)
     return config or None
+
+
+def _describe_loss(loss: Any) -> Any:
+    """Returns a loss as Keras would store it, but the user's own as it is: it may be known to nobody else."""
+    import keras
+
+    code = getattr(loss, "fn", loss)
+    module = code.__module__ if inspect.isroutine(code) else type(code).__module__
+    own = callable(loss) and module.split(".")[0] != "keras"
+    return loss if own or loss is None else keras.saving.serialize_keras_object(loss)
+
+
+def _find_own_losses(path: Path, config: Mapping[str, Any] | None, objects: Mapping[str, Any]) -> Any:
+    """Returns what was stored of `compile`, the user's own losses as objects where they are given or registered."""
+    import keras
+
+    def find(stored: Any) -> Any:
+        entry = stored if isinstance(stored, dict) else {"config": stored}
+        kind = entry.get("config") if isinstance(entry.get("config"), str) else entry.get("class_name")
+        own = find_object(objects, entry.get("registered_name"), kind)
+        if not hasattr(own, "from_config"):
+            return stored if own is None else own
+        try:
+            refuse_unknown_classes(path, stored, objects)
+            with keras.saving.custom_object_scope(dict(objects)):
+                return own.from_config(dict(entry["config"]))
+        except Exception:  # noqa: BLE001 (the user's code; what stays a name is reported as a loss that is not known)
+            return stored
+
+    if not config:
+        return None
+    return {**config, "loss": _in_structure(find, config["loss"])} if "loss" in config else config
+
+
+def _in_structure(change: Callable[[Any], Any], losses: Any) -> Any:
+    """Applies a function to each loss, of which there may be one for each output in a dict or list."""
+    if isinstance(losses, dict) and "class_name" not in losses:
+        return {key: _in_structure(change, loss) for key, loss in losses.items()}
+    if isinstance(losses, (list, tuple)):
+        return [_in_structure(change, loss) for loss in losses]
+    return change(losses)
 
 
 def _tree(framework: str) -> Any:
@@ -434,6 +538,11 @@ def _number_type(name: str, dtype: str) -> str:
             fix="leave the text preprocessing out of the model and feed it the numbers that come out",
         )
     return dtype
+
+
+def _without_16_bits(array: Array) -> Array:
+    """Returns the answers of a model that computes in 16 bits as what its .tflite file answers."""
+    return array.astype(np.float32) if array.dtype.name in ("float16", "bfloat16") else array
 
 
 def _shape(shape: Any) -> tuple[int | None, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import glob
 import json
@@ -52,7 +51,7 @@ def whole_folder(destination: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_file(destination: Path, *, source: Path | None) -> Iterator[Path]:
-    """Gives a hidden name to write a .keras file at, which becomes `destination` if the block ends without an error.
+    """Gives a hidden place to write a .keras file at, which becomes `destination` if the block ends without an error.
 
     Args:
         destination: The file's name; a file of that name is replaced, anything else is refused.
@@ -74,20 +73,18 @@ def whole_file(destination: Path, *, source: Path | None) -> Iterator[Path]:
             raise OutputError("is the model itself", where=destination, fix="choose another name with -o")
         destination = destination.resolve()
         missing = _missing_parents(destination)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(destination.parent, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        workspace, lock = _make_workspace(destination)
     except OSError as error:
         raise _unwritable(destination, error) from None
-    temporary = destination.with_name(f".{destination.stem}.{secrets.token_hex(4)}.partial.keras")
     try:
-        yield temporary
+        yield workspace / destination.name
         try:
-            temporary.replace(destination)
+            (workspace / destination.name).replace(destination)
         except OSError as error:
             raise _unwritable(destination, error) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(workspace, ignore_errors=True)
+        os.close(lock)
         _remove_empty(missing)
 
 
@@ -98,11 +95,15 @@ class TrainingFolder:
 
     Args:
         destination: What the run writes.
+
+    Attributes:
+        removed_earlier: Whether `open` removed the checkpoints of an earlier run.
     """
 
     def __init__(self, destination: Path) -> None:
         self._destination = destination
         self._lock: int | None = None
+        self.removed_earlier = False
         try:
             self._missing = _missing_parents(destination.absolute())
         except OSError as error:
@@ -152,10 +153,12 @@ class TrainingFolder:
             raise OutputError(
                 "another run is training there", where=self.path, fix="wait for its end, or choose another name with -o"
             )
-        earlier = self._earlier_run() if self._holds_something() else None
+        holds_something = self._holds_something()
+        earlier = self._earlier_run() if holds_something else None
         if resume and earlier is not None:
             self._refuse_other(earlier, run)
             return True
+        self.removed_earlier = holds_something
         for entry in self.path.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         (self.path / _RUN_FILE).write_text(json.dumps(run, indent=2), "utf-8")

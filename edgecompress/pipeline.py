@@ -29,20 +29,23 @@ from edgecompress.converters.tflite import FloatConverter, freeze_graph
 from edgecompress.data import apply_shapes
 from edgecompress.errors import ExecutionError, UsageError
 from edgecompress.flatbuffer import with_metadata
+from edgecompress.functional import clone_model
 from edgecompress.machine import describe_machine
-from edgecompress.models import LoadedModel, load_model, save_model
+from edgecompress.models import LoadedModel, compile_as, load_model, save_model
 from edgecompress.outputs import REPORT_FILE, TrainingFolder, whole_file, whole_folder
 from edgecompress.passes.base import Progress
 from edgecompress.planning import plan_passes, refuse_unready, shapes_by_name
 from edgecompress.profiles import Profile, Target, load_profile
-from edgecompress.quantizing import calibrates, quantize_best, refuse_scheme, refuse_unresolved
+from edgecompress.quantizing import quantize_best, refuse_unresolved
 from edgecompress.recipes import Recipe
 from edgecompress.report import CompressReport, FileSize, Report, SourceModel, Variant
 from edgecompress.report.notes import notes_on, notes_on_compression
 from edgecompress.samples import prepare_samples
+from edgecompress.scheme_choice import calibrates, refuse_scheme
 from edgecompress.schemes import QuantizationScheme
+from edgecompress.token_ids import refuse_unknown_ids
 from edgecompress.training import Trained, build_trained, run_passes
-from edgecompress.verify.kernels import kernels_in, lost_in_file
+from edgecompress.verify.kernels import check_kernels, kernels_in
 from edgecompress.verify.metrics import Scores
 from edgecompress.verify.verification import Verified, verify, write_golden
 from edgecompress.versions import decisive_versions, own_version
@@ -114,6 +117,7 @@ def convert(  # noqa: PLR0913 (each is one option of the command line)
         samples = prepare_samples(
             data, train, specs, recipe, calibrate=calibrates(recipe, device), input_range=input_range, unsafe=unsafe
         )
+        refuse_unknown_ids(source, samples.training, samples.calibration, samples.held_out)
         if recipe.passes:
             plan_passes(source, recipe.passes, samples.fixed, device).require()
         audit = None if samples.calibration is None else audit_calibration(source, samples.calibration)
@@ -148,7 +152,7 @@ def convert(  # noqa: PLR0913 (each is one option of the command line)
             measured = _measure([float_file, final], threads)
 
         kernels = kernels_in(final) if recipe.passes else ()
-        lost = lost_in_file(trained.results, kernels)
+        kept = check_kernels(trained.results, kernels, recipe.qat)
         flash = _flash_size(final, made.scheme, device)
         violations = check_limits(after, device, latency_ms=_latency_on_device(device, measured[1:]))
         report = Report(
@@ -176,9 +180,10 @@ def convert(  # noqa: PLR0913 (each is one option of the command line)
             violations=violations,
             notes=notes_on(
                 device, recipe, made.scheme, after, samples.used, made.attempts, verified, measured,
-                trained=(*samples.notes, *trained.notes), passes=trained.results, flash=flash.unavailable_because,
+                trained=(*samples.notes, *trained.notes, *kept.notes), passes=trained.results,
+                flash=flash.unavailable_because,
             ),
-            failed=(*(str(violation) for violation in violations), *lost, *_failed_threshold(verified, recipe)),
+            failed=(*(str(violation) for violation in violations), *kept.lost, *_failed_threshold(verified, recipe)),
             files={file.name: _sha256(file) for file in sorted(folder.iterdir())},
             output=str(destination),
         )  # fmt: skip
@@ -200,7 +205,7 @@ def compress(  # noqa: PLR0913 (each is one option of the command line)
     unsafe: bool = False,
     progress: Progress | None = None,
 ) -> CompressReport:
-    """Prunes and clusters a Keras 3 model and writes it as a .keras file.
+    """Prunes and clusters a Keras 3 model and writes it as a .keras file, compiled as the model was.
 
     Args:
         model: A path of a Keras 3 model, or a Keras 3 model, which stays as it is.
@@ -231,12 +236,14 @@ def compress(  # noqa: PLR0913 (each is one option of the command line)
         source = load_model(model, custom_objects=custom_objects, unsafe=unsafe)
         specs = apply_shapes(source.inputs, shapes_by_name(input_shape))
         samples = prepare_samples(data, train, specs, recipe, calibrate=False, input_range=input_range, unsafe=unsafe)
+        refuse_unknown_ids(source, samples.training, samples.held_out)
         plan_passes(source, recipe.passes, samples.fixed).require()
         original = Path(scratch, "original.keras")
-        save_model(source.model, original)
+        save_model(clone_model(source.model), original)  # the state of an optimizer is no part of the model
         answers = source.predict(samples.held_out.inputs, fixed=samples.fixed)
 
         trained = run_passes(source, recipe, samples, checkpoints, say, resume=resume)
+        uncompiled = compile_as(trained.model.model, source, custom_objects)
         save_model(trained.model.model, file)
 
         say("verify", 0, 1)
@@ -259,12 +266,19 @@ def compress(  # noqa: PLR0913 (each is one option of the command line)
             before=_file_size(original),
             after=_file_size(file),
             notes=notes_on_compression(
-                recipe, verified, samples.used, trained=(*samples.notes, *trained.notes), passes=trained.results
+                recipe, verified, samples.used, passes=trained.results,
+                trained=(*samples.notes, *trained.notes, *_on_compiling(uncompiled)),
             ),
             failed=_failed_threshold(verified, recipe),
             weights_sha256=_hash_weights(written.model),
             output=str(destination),
         )  # fmt: skip
+
+
+def _on_compiling(uncompiled: str | None) -> tuple[str, ...]:
+    if uncompiled is None:
+        return ()
+    return (f"The file holds no optimizer, loss and metrics ({uncompiled}): compile the model before training it on.",)
 
 
 def _say_nothing(_step: str, _done: int, _total: int) -> None:

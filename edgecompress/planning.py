@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +13,11 @@ from edgecompress.errors import DataError, ModelError, UsageError
 from edgecompress.models import LoadedModel, load_model
 from edgecompress.passes import registry
 from edgecompress.passes.base import LayerPlan
+from edgecompress.passes.prune import layers_with_zeros
 from edgecompress.profiles import Profile, load_profile
 from edgecompress.recipes import Recipe
+from edgecompress.scheme_choice import refuse_scheme, trained_scheme
+from edgecompress.schemes import QuantizationScheme
 from edgecompress.techniques import Cluster, Prune, Qat, Technique, Training
 from edgecompress.tfmot.qat import plan_qat
 
@@ -41,6 +44,7 @@ class Plan(_Part):
     Attributes:
         model: The model's name.
         profile: The device that the plan was made for, or None.
+        scheme: The number types that qat trains for; None: nothing is trained for some.
         asked: Whether the passes were asked for; otherwise each is shown alone, with its defaults.
         passes: The plan of each pass, in their order.
     """
@@ -48,6 +52,7 @@ class Plan(_Part):
     schema_name: Literal["edgecompress.plan/1"] = Field("edgecompress.plan/1", alias="schema")
     model: str
     profile: str | None
+    scheme: QuantizationScheme | None = None
     asked: bool
     passes: tuple[PassPlan, ...]
 
@@ -82,22 +87,30 @@ def plan(
     Args:
         model: A path of a Keras 3 model, or a Keras 3 model.
         recipe: Its passes are planned; absent or without passes: each technique on its own, with its defaults.
-        profile: The device, where it matters: a bundled profile's name, a TOML file, or a Profile.
+        profile: The device, where it matters: a bundled profile's name, a TOML file, or a Profile; absent with qat:
+            that of this machine, as for `convert`.
         input_shape: Fixes dimensions that vary, which qat must know.
         custom_objects: Custom layers and functions by name.
         unsafe: Accept Lambda layers, which run code from the file.
 
     Raises:
-        EdgeCompressError: The model cannot be read, or is none of Keras 3.
+        EdgeCompressError: The model cannot be read, or is none of Keras 3; the device does not take what is asked for.
     """
+    trains = recipe is not None and recipe.qat is not None
+    if profile is None and trains:
+        profile = "host"
     device = profile if profile is None or isinstance(profile, Profile) else load_profile(profile)
+    scheme = None
+    if recipe is not None and device is not None:
+        refuse_scheme(recipe, device, samples=True)
+        scheme = trained_scheme(recipe, device) if trains else None
     source = load_model(model, custom_objects=custom_objects, unsafe=unsafe)
     specs = apply_shapes(source.inputs, shapes_by_name(input_shape))
     asked = recipe.passes if recipe is not None else ()
     techniques: tuple[Technique, ...] = asked or (Prune(), Cluster(), Qat())
     if any(isinstance(one, Qat) for one in techniques):
         specs = fix_shapes(specs, None)
-    return plan_passes(source, techniques, specs, device, asked=bool(asked))
+    return plan_passes(source, techniques, specs, device, scheme=scheme, asked=bool(asked))
 
 
 def plan_passes(
@@ -106,6 +119,7 @@ def plan_passes(
     fixed: Sequence[InputSpec],
     device: Profile | None = None,
     *,
+    scheme: QuantizationScheme | None = None,
     asked: bool = True,
 ) -> Plan:
     """Plans passes for a model that is loaded; see `plan`.
@@ -115,6 +129,7 @@ def plan_passes(
         techniques: The passes.
         fixed: The model's inputs; with every dimension known if qat is among the passes.
         device: What the result is for, or None.
+        scheme: What qat trains for, or None.
         asked: Whether the passes were asked for.
 
     Raises:
@@ -129,8 +144,9 @@ def plan_passes(
     return Plan(
         model=source.name,
         profile=None if device is None else device.name,
+        scheme=scheme,
         asked=asked,
-        passes=tuple(PassPlan(technique=one, layers=_plan_one(source.model, one, fixed, device)) for one in techniques),
+        passes=tuple(_plan_each(source.model, techniques, fixed, asked=asked)),
     )
 
 
@@ -166,10 +182,20 @@ def refuse_unready(recipe: Recipe, train: object, *, resume: bool) -> None:
             raise DataError(f"{what} was given, but nothing to train on", fix=fix)
 
 
+def _plan_each(
+    model: Any, techniques: Sequence[Technique], fixed: Sequence[InputSpec], *, asked: bool
+) -> Iterator[PassPlan]:
+    sparse: set[str] = set()  # layers that the passes planned so far leave zeros in
+    for one in techniques:
+        yield PassPlan(technique=one, layers=_plan_one(model, one, fixed, sparse))
+        if asked and isinstance(one, Prune):
+            sparse |= layers_with_zeros(model, one)
+
+
 def _plan_one(
-    model: Any, technique: Technique, fixed: Sequence[InputSpec], device: Profile | None
+    model: Any, technique: Technique, fixed: Sequence[InputSpec], sparse: Collection[str]
 ) -> tuple[LayerPlan, ...]:
     if isinstance(technique, Qat):
         return plan_qat(model, technique, fixed)
     plan_pass, _ = registry()[technique.kind]
-    return plan_pass(model, technique, device)
+    return plan_pass(model, technique, sparse=sparse) if isinstance(technique, Cluster) else plan_pass(model, technique)

@@ -72,9 +72,9 @@ def refuse_unknown_classes(path: Path, config: object, objects: Mapping[str, Any
             known = registered is None or _is_keras_function(kind)
         else:
             known = (module or "").split(".")[0] in _KERAS_MODULES or (module is None and registered is None)
-        if known or kind in objects or registered in objects or _is_registered(registered, kind):
+        if known or find_object(objects, registered, kind) is not None:
             continue
-        is_class = entry["class_name"] == kind
+        is_class, kind = entry["class_name"] == kind, kind.rpartition(">")[2]
         what = f"{_name(entry)!r} is of the custom class {kind!r}" if is_class else f"{kind!r} is a custom function"
         raise ModelError(what, where=path, fix=advise_custom_object(kind, module))
 
@@ -82,7 +82,7 @@ def refuse_unknown_classes(path: Path, config: object, objects: Mapping[str, Any
 def advise_custom_object(name: str, module: object = None) -> str:
     """Returns the advice for a class or function that Keras does not know."""
     home = module if isinstance(module, str) and module.split(".")[0] not in _KERAS_MODULES else "your_module"
-    return f"pass --custom-objects {home}:{name}"
+    return f"pass --custom-objects {home}:{name.rpartition('>')[2]}"  # a shell redirects at the > of 'package>Name'
 
 
 def refuse_dangerous_operations(path: Path, description: Any) -> None:
@@ -143,10 +143,21 @@ def _is_keras_function(name: str) -> bool:
     return any(hasattr(getattr(keras, module), name) for module in _KERAS_FUNCTIONS)
 
 
-def _is_registered(registered: object, name: str) -> bool:
+def find_object(objects: Mapping[str, Any], *names: object) -> Any:
+    """Returns the class or function of the first name that was given or registered with Keras, or None.
+
+    Args:
+        objects: What was given, by name.
+        names: Perhaps with the package that it was registered in: 'package>Name'. What is no name is passed over.
+    """
     import keras
 
-    return any(isinstance(each, str) and keras.saving.get_registered_object(each) for each in (registered, name))
+    for name in names:
+        if isinstance(name, str) and name:
+            for known in (objects.get(name), keras.saving.get_registered_object(name)):
+                if known is not None:
+                    return known
+    return None
 
 
 def _reachable_nodes(meta: Any) -> Iterator[Any]:

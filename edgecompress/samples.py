@@ -15,6 +15,7 @@ from edgecompress.report.model import DataUsed, TrainingData
 from edgecompress.verify.verification import SampleKind, random_inputs
 
 _RANDOM_SAMPLES = 8
+_FEW_SAMPLES = 20  # fewer than these to train on are worth a warning
 _HELD_OUT_SHARE = 5  # one in five, at most, where the samples are to be trained on
 
 
@@ -72,7 +73,8 @@ def prepare_samples(
         unsafe: Accept pickled arrays.
 
     Raises:
-        DataError: Samples cannot be read or do not fit the model; training samples have no labels.
+        DataError: Samples cannot be read or do not fit the model; training samples have no labels, or there is one
+            only and no `data`.
     """
     training = None if train is None else _load_training(train, specs, recipe, input_range, unsafe=unsafe)
     wanted = recipe.quantization.calibration_samples if calibrate else 0
@@ -91,7 +93,7 @@ def prepare_samples(
         used=_used(dataset, calibration if calibrate else None, held_out),
         trained_on=_trained_on(training),
         class_names=dataset.class_names,
-        notes=tuple(_seen_before(training, held_out)),
+        notes=(*_too_few(training), *_seen_before(training, held_out)),
     )
 
 
@@ -125,6 +127,11 @@ def _without_data(
         fixed = fix_shapes(specs, None)
         return Samples(fixed, None, Dataset(random_inputs(fixed, samples=_RANDOM_SAMPLES, seed=recipe.seed)))
     total, seed = len(training), recipe.seed
+    if total == 1:
+        raise DataError(
+            "there is one sample only: none would be left to verify the result on", where=training.source,
+            fix="give more samples with --train, or others to verify on with --data",
+        )  # fmt: skip
     held = min(recipe.verification.samples, max(1, total // _HELD_OUT_SHARE))
     trained, held_out = split_samples(training, calibration=total - held, held_out=held, seed=seed)
     calibration = None
@@ -141,7 +148,7 @@ def _without_data(
         used=_used(training, calibration, held_out),
         trained_on=_trained_on(trained),
         class_names=training.class_names,
-        notes=(note,),
+        notes=(*_too_few(trained), note),
     )
 
 
@@ -159,6 +166,15 @@ def _trained_on(training: Dataset | None) -> TrainingData | None:
     if training is None:
         return None
     return TrainingData(source=training.source, samples=len(training), sha256=hash_samples(training))
+
+
+def _too_few(training: Dataset | None) -> Iterator[str]:
+    if training is not None and len(training) < _FEW_SAMPLES:
+        samples = "1 sample" if len(training) == 1 else f"{len(training)} samples"
+        yield (
+            f"WARNING: only {samples} to train on: the result may know them by heart, and do worse on all others. "
+            "Give more with --train."
+        )
 
 
 def _seen_before(training: Dataset | None, held_out: Dataset) -> Iterator[str]:

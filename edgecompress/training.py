@@ -15,16 +15,10 @@ from edgecompress.outputs import TrainingFolder
 from edgecompress.passes import apply_passes
 from edgecompress.passes.base import PassContext, PassResult, Progress
 from edgecompress.profiles import Profile
-from edgecompress.quantizing import (
-    Quantized,
-    chosen,
-    prove_it_runs,
-    quantize_best,
-    refuse_unresolved,
-    trained_scheme,
-)
+from edgecompress.quantizing import Quantized, chosen, prove_it_runs, quantize_best, refuse_unresolved
 from edgecompress.recipes import Recipe
 from edgecompress.samples import Samples
+from edgecompress.scheme_choice import trained_scheme
 from edgecompress.schemes import QuantizationScheme
 from edgecompress.techniques import Qat
 from edgecompress.tfmot.qat import train_quantized
@@ -70,7 +64,7 @@ def run_passes(
     if samples.training is not None:
         found = folder.open(_identity(source, recipe, samples, device), resume=resume)
         context = replace(context, checkpoints=folder.path, resume=found)
-        notes += _on_resuming(resume=resume, found=found)
+        notes += _on_resuming(folder, resume=resume, found=found)
     kept = tuple(each for each in recipe.passes if not isinstance(each, Qat))
     model, results = apply_passes(source.model, kept, context) if kept else (source.model, ())
     compressed = replace(source, model=model)
@@ -134,7 +128,9 @@ def _on_the_range(source: LoadedModel, samples: Samples) -> Iterator[str]:
                 yield f"WARNING: training samples: {finding.text}{fix}"
 
 
-def _on_resuming(*, resume: bool, found: bool) -> Iterator[str]:
+def _on_resuming(folder: TrainingFolder, *, resume: bool, found: bool) -> Iterator[str]:
+    if folder.removed_earlier and not resume:
+        yield "The checkpoints of an earlier run were removed; --resume would have gone on with them."
     if found:
         yield "The training went on from the checkpoints of an earlier run (--resume)."
     elif resume:

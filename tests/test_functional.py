@@ -7,7 +7,7 @@ from keras import layers
 
 from edgecompress.data import InputSpec
 from edgecompress.errors import ModelError
-from edgecompress.functional import as_functional, clone_model
+from edgecompress.functional import as_functional, clone_model, in_float32
 from edgecompress.models import load_model
 
 A = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
@@ -100,3 +100,33 @@ def test_a_clone_keeps_names_that_configurations_leave_out() -> None:
     model = keras.Model(x, Nameless(name="block")(x))
     assert [layer.name for layer in clone_model(model).layers[1:]] == ["block"]
     assert clone_model(model).get_layer("block").dense.kernel is not model.get_layer("block").dense.kernel
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16"])
+def test_a_model_that_computes_in_16_bits_is_rebuilt_in_float32(policy) -> None:
+    keras.config.set_dtype_policy(policy)
+    try:
+        x = keras.Input((4, 3), name="x")
+        inner = keras.Sequential([keras.Input((4, 3)), layers.Dense(4, name="in"), layers.BatchNormalization()])
+        y = layers.Bidirectional(layers.GRU(2, return_sequences=True), name="both")(inner(x))
+        y = layers.TimeDistributed(layers.Dense(4))(layers.MultiHeadAttention(2, 2)(y, y) + y)
+        model = keras.Model(x, layers.Dense(2, dtype="float32", name="y")(Nameless(name="mine")(y)))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    wide = in_float32(model)
+    assert {str(layer.compute_dtype) for layer in wide._flatten_layers()} == {"float32"}
+    assert [layer.name for layer in wide.layers] == [layer.name for layer in model.layers]
+    sample = np.random.default_rng(0).normal(size=(2, 4, 3)).astype("float32")
+    np.testing.assert_allclose(wide(sample), model(sample), atol=0.05)
+    assert in_float32(wide) is wide
+
+
+def test_a_model_that_cannot_be_rebuilt_in_float32_is_refused() -> None:
+    class Stubborn(layers.Dense):
+        @classmethod
+        def from_config(cls, _config):
+            return cls(2, dtype="mixed_float16", name="stubborn")
+
+    model = keras.Sequential([keras.Input((3,)), Stubborn(2, dtype="mixed_float16", name="stubborn")], name="mine")
+    with pytest.raises(ModelError, match=r"mine: computes in 16 bits.*stubborn would still.*Fix: build it under"):
+        in_float32(model)

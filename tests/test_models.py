@@ -1,7 +1,10 @@
 """Loading: every kind of file gives the right names, order and answers; what is damaged gives one clear line."""
 
+import json
 import os
 import sys
+import time
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -10,8 +13,8 @@ import pytest
 
 from edgecompress.data import InputSpec
 from edgecompress.errors import ModelError, UsageError
-from edgecompress.functional import as_functional
-from edgecompress.models import import_custom_objects, load_model, save_model
+from edgecompress.functional import as_functional, clone_model
+from edgecompress.models import compile_as, import_custom_objects, load_model, save_model
 
 keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
@@ -51,6 +54,21 @@ class Quadruple(tf_keras.layers.Layer):
 
 def triple_relu(x):
     return keras.ops.relu(x) * 3
+
+
+def offset(y_true, y_pred):
+    return keras.ops.mean(keras.ops.abs(y_true - y_pred), axis=-1) + 1
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Known(keras.losses.Loss):
+    def call(self, y_true, y_pred):
+        return keras.ops.mean(y_true - y_pred, axis=-1)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def known(y_true, y_pred):
+    return keras.ops.mean(y_true - y_pred, axis=-1)
 
 
 def refusal(source, **options) -> str:
@@ -204,6 +222,18 @@ def test_save_model_is_read_back(tmp_path) -> None:
     save_model(model, tmp_path / "m.keras")
     assert [file.name for file in tmp_path.iterdir()] == ["m.keras"]
     check_answers(load_model(tmp_path / "m.keras"), {"x": A}, {"y": model.predict(A, verbose=0)})
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path, monkeypatch) -> None:
+    model = sequential(layers.Dense(2, name="y"))
+    model.compile("adam", "mse")
+    save_model(model, tmp_path / "a.keras")
+    monkeypatch.setattr(time, "time", lambda: 2_000_000_000.0)
+    save_model(model, tmp_path / "b.keras")
+    assert (tmp_path / "a.keras").read_bytes() == (tmp_path / "b.keras").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.keras") as archive:
+        assert {entry.date_time[0] for entry in archive.infolist()} == {1980}
+        assert json.loads(archive.read("metadata.json"))["date_saved"].startswith("1980-01-01")
 
 
 # Files and models of Keras 2
@@ -582,6 +612,65 @@ def test_the_compile_config_is_kept(tmp_path, framework, suffix) -> None:
     for loaded in both_ways(model, tmp_path / f"m.{suffix}"):
         assert loaded.compile_config["loss"] == "mse"
         assert loaded.compile_config["optimizer"]["config"]["learning_rate"] == 0.25
+
+
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+def test_own_losses_are_objects_in_the_compile_config(tmp_path, suffix) -> None:
+    path, model = tmp_path / f"m.{suffix}", sequential(layers.Dense(2))
+    for own in (known, Known(reduction="sum"), offset):
+        model.compile("adam", own)
+        assert load_model(model).compile_config["loss"] is own
+        model.save(path)
+        found = load_model(path, custom_objects={"offset": offset}).compile_config["loss"]
+        if own.__class__ is Known:
+            assert (type(found), found.reduction) == (Known, "sum")
+        else:
+            assert found is own
+    if suffix == "h5":  # a .keras file is refused
+        assert load_model(path).compile_config["loss"] != offset
+    model.compile("adam", keras.losses.Huber(0.5))
+    assert load_model(model).compile_config["loss"]["class_name"] == "Huber"
+    model.compile("adam", [keras.losses.mean_squared_error])
+    assert load_model(model).compile_config["loss"][0]["config"] == "mean_squared_error"
+
+
+def test_the_advice_for_a_registered_name_can_be_typed_into_a_shell(tmp_path) -> None:
+    model, path = sequential(layers.Dense(2)), tmp_path / "m.keras"
+
+    def gone(y_true, y_pred):
+        return keras.ops.mean(y_true - y_pred)
+
+    keras.saving.register_keras_serializable(package="mine")(gone)
+    model.compile("adam", gone)
+    model.save(path)
+    keras.saving.get_custom_objects().pop("mine>gone")
+    assert refusal(path) == f"{path}: 'gone' is a custom function. Fix: pass --custom-objects your_module:gone"
+
+
+def test_a_model_is_compiled_as_another_was() -> None:
+    model, other = sequential(layers.Dense(2)), sequential(layers.Dense(2))
+    assert compile_as(other, load_model(model)) is None
+    assert not other.compiled
+    for loss, objects in ((Known(), {}), ({"y": offset}, {"offset": offset}), (["mae"], {}), ("mse", {})):
+        model = keras.Model(
+            x := keras.Input((3,)), {"y": layers.Dense(2)(x)} if isinstance(loss, dict) else layers.Dense(2)(x)
+        )
+        other = clone_model(model)
+        model.compile(keras.optimizers.SGD(0.25, momentum=0.5), loss, metrics=["mse"])
+        assert compile_as(other, load_model(model), objects) is None
+        assert (float(other.optimizer.learning_rate), other.optimizer.momentum) == (0.25, 0.5)
+        target = {"y": B[:, :2]} if isinstance(loss, dict) else B[:, :2]
+        assert np.isfinite(other.evaluate(A, target, verbose=0)).all()
+    model.compile("adam", offset)
+    other = clone_model(model)
+    assert "'offset' is a custom function" in compile_as(other, load_model(model))
+    assert not other.compiled
+
+
+def test_a_model_that_computes_in_16_bits_answers_in_32() -> None:
+    for dtype in ("mixed_float16", "mixed_bfloat16"):
+        loaded = load_model(sequential(layers.Dense(2, dtype=dtype, name="y")))
+        assert loaded.predict({"x": A}, fixed=loaded.inputs)["y"].dtype == np.float32
 
 
 def test_a_file_of_a_model_that_was_not_compiled(tmp_path) -> None:

@@ -22,6 +22,15 @@ with whole_folder(Path(sys.argv[1])) as folder:
     print("ready", flush=True)
     time.sleep(60)
 """
+KILLED_FILE = """
+import sys, time
+from pathlib import Path
+from edgecompress.outputs import whole_file
+with whole_file(Path(sys.argv[1]), source=None) as file:
+    file.write_text("half")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
 
 
 def write(destination: Path, content: str) -> None:
@@ -265,6 +274,19 @@ def test_an_error_leaves_the_earlier_file_and_no_new_folder(tmp_path: Path) -> N
     assert (tmp_path / "model.keras").read_text() == "second"
 
 
+def test_a_killed_run_leaves_no_part_of_a_file_that_lasts(tmp_path: Path) -> None:
+    destination = tmp_path / "model[1].keras"
+    with subprocess.Popen([sys.executable, "-c", KILLED_FILE, destination], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        write_file(destination, "second")  # a run beside it leaves what it writes alone
+        assert len(names(tmp_path)) == 2
+        child.send_signal(signal.SIGKILL)
+    write_file(destination, "third")
+    assert names(tmp_path) == [destination.name]
+    assert destination.read_text() == "third"
+
+
 def test_names_that_no_keras_file_can_have(tmp_path: Path) -> None:
     assert file_refusal(tmp_path / "model.tflite").endswith(f"-o {tmp_path}/model.tflite.keras")
     (tmp_path / "folder.keras").mkdir()
@@ -322,13 +344,16 @@ def test_without_resume_the_training_begins_anew(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         break_off_training(tmp_path / "out")
     with TrainingFolder(tmp_path / "out") as folder:
+        assert not folder.removed_earlier
         assert not folder.open({**RUN, "seed": 1}, resume=False)
+        assert folder.removed_earlier
         assert names(folder.path) == ["run.json"]
 
 
 def test_there_may_be_nothing_to_go_on_with(tmp_path: Path) -> None:
     with TrainingFolder(tmp_path / "out") as folder:
         assert not folder.open(RUN, resume=True)
+        assert not folder.removed_earlier
 
 
 def test_a_run_that_ended_before_any_checkpoint_leaves_nothing(tmp_path: Path) -> None:

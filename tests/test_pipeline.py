@@ -187,6 +187,47 @@ def test_compressing_leaves_the_model_in_memory_as_it_is(digits_cnn, training) -
     assert [entry.name for entry in Path().iterdir()] == ["small.keras"]
 
 
+def test_a_compressed_model_can_be_trained_on_and_its_file_is_always_the_same(digits_cnn, training) -> None:
+    import keras
+
+    model = keras.models.load_model(digits_cnn[0])
+    model.compile(keras.optimizers.SGD(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"])
+    recipe = edgecompress.Recipe(passes=(edgecompress.Prune(sparsity=0.8),), training=edgecompress.Training(epochs=1))
+    for name in ("a.keras", "b.keras"):
+        edgecompress.compress(model, name, recipe=recipe, train=training)
+    assert Path("a.keras").read_bytes() == Path("b.keras").read_bytes()
+    small = keras.models.load_model("a.keras")
+    assert type(small.optimizer).__name__ == "SGD"
+    assert np.isfinite(small.evaluate(*training, verbose=0)).all()
+
+    def mine(y_true, y_pred):
+        return keras.losses.sparse_categorical_crossentropy(y_true, y_pred)
+
+    model.compile("sgd", mine)
+    report = edgecompress.compress(model, "c.keras", recipe=recipe, train=training)
+    assert report.passes[0].trained.loss == "mine"
+    assert any("holds no optimizer" in note and "'mine' is a custom function" in note for note in report.notes)
+    assert not keras.models.load_model("c.keras").compiled
+
+
+def test_a_model_of_mixed_precision_is_converted(training, digits_cnn) -> None:
+    import keras
+
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        layers = [
+            keras.Input((8, 8, 1), name="image"), keras.layers.Conv2D(8, 3, activation="relu"),
+            keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax"),
+        ]  # fmt: skip
+        model = keras.Sequential(layers)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.fit(*training, epochs=2, verbose=0)
+    report = edgecompress.convert(model, "pixel", data=digits_cnn[1], benchmark=False)
+    assert report.verified.outputs[0].snr_db > 30
+
+
 def test_a_failure_after_the_training_keeps_its_checkpoints(digits_cnn, training, monkeypatch) -> None:
     from edgecompress import pipeline
 

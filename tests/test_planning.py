@@ -6,7 +6,7 @@ import pytest
 import edgecompress
 from edgecompress.errors import DataError, ModelError, UsageError
 from edgecompress.planning import plan, refuse_unready
-from edgecompress.recipes import Recipe
+from edgecompress.recipes import Quantization, Recipe
 from edgecompress.techniques import Cluster, Prune, Qat, Training
 
 
@@ -54,6 +54,36 @@ def test_a_layer_that_would_end_the_run_is_named_with_its_remedy(model) -> None:
         found.require()
     assert f"layer '{found.refused.layer}': cluster: " in str(caught.value)
     assert "Fix: " in str(caught.value)
+
+
+def test_what_pruning_leaves_is_known_to_the_plan_of_clustering(model) -> None:
+    found = plan(model, Recipe(passes=(Prune(layers={"head": 0.0}), Cluster(clusters=2))))
+    cells = {layer.layer: layer for layer in found.passes[1].layers}
+    assert cells["conv"].refused
+    assert "too few to keep its zeros" in cells["conv"].detail
+    assert cells["head"].detail == "2 distinct values"
+    assert plan(model, Recipe(passes=(Cluster(clusters=2), Prune()))).refused is None
+    penalty_only = Recipe(passes=(Prune(sparsity=0.0, l1=1e-5), Cluster(clusters=2)))
+    assert plan(model, penalty_only).refused is None
+
+
+def scheme(name: str) -> Quantization:
+    return Quantization(scheme=name)
+
+
+def test_the_plan_names_what_qat_trains_for(model) -> None:
+    assert plan(model, Recipe(passes=(Qat(),)), "ethos-u55-128").scheme == "int8"
+    asked = plan(model, Recipe(passes=(Qat(),), quantization=scheme("dynamic")))
+    assert (asked.scheme, asked.profile) == ("dynamic", "host")
+    assert plan(model, Recipe(passes=(Prune(),)), "pixel").scheme is None
+    assert plan(model, None, "pixel").scheme is None
+
+
+def test_what_the_device_or_qat_cannot_do_is_refused_by_the_plan(model) -> None:
+    with pytest.raises(UsageError, match="float32 rounds nothing"):
+        plan(model, Recipe(passes=(Qat(),), quantization=scheme("float32")), "pixel")
+    with pytest.raises(UsageError, match="'coral-usb' does not take the scheme 'dynamic'"):
+        plan(model, Recipe(passes=(Prune(),), quantization=scheme("dynamic")), "coral-usb")
 
 
 def test_a_pattern_that_matches_nothing(model) -> None:

@@ -72,6 +72,20 @@ def test_samples_that_are_trained_on_and_verify_are_found() -> None:
     assert found.notes[0].startswith(f"WARNING: {seen} of the 80 samples that verify the result are also in --train")
 
 
+def test_one_sample_cannot_train_and_verify() -> None:
+    with pytest.raises(DataError, match=r"there is one sample only.*Fix: give more samples with --train"):
+        prepared(None, numbered(1))
+    assert len(prepared(None, numbered(2)).training) == 1
+    assert len(prepared(numbered(20, first=9), numbered(1)).training) == 1
+
+
+def test_few_samples_to_train_on_are_worth_a_warning() -> None:
+    words = "WARNING: only {} to train on"
+    assert prepared(None, numbered(2)).notes[0].startswith(words.format("1 sample"))
+    assert prepared(numbered(30, first=99), numbered(19)).notes[0].startswith(words.format("19 samples"))
+    assert prepared(numbered(30, first=99), numbered(20)).notes == ()
+
+
 def test_training_needs_labels() -> None:
     with pytest.raises(DataError, match=r"training needs labels, and there are none\. Fix: save them in the .npz as y"):
         prepared(None, numbered(10)[0])

@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from edgecompress.cli.options import MODEL_PATH, load_custom_objects, model_options, output_options
+from edgecompress.cli.options import (
+    MODEL_PATH,
+    load_custom_objects,
+    model_options,
+    output_options,
+    verification_options,
+)
 from edgecompress.cli.passes import pass_options, recipe_of
 
 
@@ -16,10 +22,7 @@ from edgecompress.cli.passes import pass_options, recipe_of
 @click.option("-o", "--output", type=MODEL_PATH, help="File to write. Default: MODEL-compressed.keras, here.")
 @pass_options
 @click.option("--data", help="Samples to verify on. Default: some of --train, which are then not trained on.")
-@click.option("--verify-samples", type=click.IntRange(min=1), help="Held-out samples, at most. Default: 500.")
-@click.option(
-    "--max-accuracy-drop", type=click.FloatRange(0, 1), help="Exit with 1 if accuracy falls by more, e.g. 0.01."
-)
+@verification_options
 @model_options
 @output_options
 def command(

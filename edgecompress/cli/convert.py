@@ -7,14 +7,16 @@ from typing import Any
 
 import click
 
-from edgecompress.cli.options import MODEL_PATH, ProfileName, load_custom_objects, model_options, output_options
+from edgecompress.cli.options import (
+    MODEL_PATH,
+    ProfileName,
+    load_custom_objects,
+    model_options,
+    output_options,
+    quantization_options,
+    verification_options,
+)
 from edgecompress.cli.passes import pass_options, recipe_of
-from edgecompress.schemes import Algorithm, IoType, QuantizationScheme
-
-# Their values: given an enum, click would show and take the names of its members.
-_SCHEMES = ["auto", *(scheme.value for scheme in QuantizationScheme)]
-_ALGORITHMS = [algorithm.value for algorithm in Algorithm]
-_IO_TYPES = [kind.value for kind in IoType]
 
 
 @click.command("convert")
@@ -22,15 +24,8 @@ _IO_TYPES = [kind.value for kind in IoType]
 @click.option("--profile", type=ProfileName(), default="host", show_default=True, help="Device name, or a TOML file.")
 @click.option("--data", help="Samples: .npz, .npy, an image folder, or python:module:function.")
 @click.option("-o", "--output", type=MODEL_PATH, help="Folder to write. Default: MODEL-PROFILE, here.")
-@click.option("--scheme", type=click.Choice(_SCHEMES), help="Number types. Default: the profile's best.")
-@click.option("--algorithm", type=click.Choice(_ALGORITHMS), help="How weight scales are found. Default: min_max.")
-@click.option("--input-type", type=click.Choice(_IO_TYPES), help="Type of the inputs. Default: the profile's.")
-@click.option("--output-type", type=click.Choice(_IO_TYPES), help="Type of the outputs. Default: the profile's.")
-@click.option("--calibration-samples", type=click.IntRange(min=1), help="Default: 200.")
-@click.option("--verify-samples", type=click.IntRange(min=1), help="Held-out samples, at most. Default: 500.")
-@click.option(
-    "--max-accuracy-drop", type=click.FloatRange(0, 1), help="Exit with 1 if accuracy falls by more, e.g. 0.01."
-)
+@quantization_options
+@verification_options
 @pass_options
 @click.option("--no-benchmark", is_flag=True, help="Do not measure latency.")
 @model_options

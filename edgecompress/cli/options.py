@@ -9,7 +9,14 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from edgecompress.schemes import Algorithm, IoType, QuantizationScheme
+
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+# Their values: given an enum, click would show and take the names of its members.
+_SCHEMES = ["auto", *(scheme.value for scheme in QuantizationScheme)]
+_ALGORITHMS = [algorithm.value for algorithm in Algorithm]
+_IO_TYPES = [kind.value for kind in IoType]
 
 
 class ProfileName(click.ParamType[str]):
@@ -85,6 +92,37 @@ def model_options(command: Command) -> Command:
     ):
         command = decorate(command)
     return command
+
+
+def quantization_options(command: Command) -> Command:
+    """Adds what says how the numbers of a .tflite file are stored: the keys of a recipe's [quantization]."""
+    for decorate in reversed(
+        (
+            click.option("--scheme", type=click.Choice(_SCHEMES), help="Number types. Default: the profile's best."),
+            click.option(
+                "--algorithm", type=click.Choice(_ALGORITHMS), help="How weight scales are found. Default: min_max."
+            ),
+            click.option(
+                "--input-type", type=click.Choice(_IO_TYPES), help="Type of the inputs. Default: the profile's."
+            ),
+            click.option(
+                "--output-type", type=click.Choice(_IO_TYPES), help="Type of the outputs. Default: the profile's."
+            ),
+            click.option("--calibration-samples", type=click.IntRange(min=1), help="Default: 200."),
+        )
+    ):
+        command = decorate(command)
+    return command
+
+
+def verification_options(command: Command) -> Command:
+    """Adds how the result is compared with the float model: the keys of a recipe's [verification]."""
+    command = click.option(
+        "--max-accuracy-drop", type=click.FloatRange(0, 1), help="Exit with 1 if accuracy falls by more, e.g. 0.01."
+    )(command)
+    return click.option(
+        "--verify-samples", type=click.IntRange(min=1), help="Held-out samples, at most. Default: 500."
+    )(command)
 
 
 def load_custom_objects(names: Sequence[str]) -> dict[str, Any]:

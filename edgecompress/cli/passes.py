@@ -114,8 +114,8 @@ def pass_options(command: Command) -> Command:
             "--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Default: the model's, or 0.001."
         ),
         click.option(
-            "--validation", type=click.FloatRange(0, 1, max_open=True),
-            help="Share of the training samples that judges the epochs. Default: 0.1.",
+            "--validation", type=click.FloatRange(0, 0.5),
+            help="Share of the training samples that judges the epochs, at most 0.5. Default: 0.1.",
         ),
         click.option(
             "--early-stopping", type=click.IntRange(min=1), help="Stop after so many epochs without a better loss."
@@ -136,9 +136,13 @@ def recipe_of(path: Path | None, settings: dict[str, Any]) -> Recipe:
 
     Raises:
         RecipeError: The file is no recipe.
-        UsageError: An option has a wrong field or value.
+        UsageError: An option has a wrong field or value, or one that does not go with the others or the file.
     """
+    from pydantic import ValidationError
+
+    from edgecompress.errors import UsageError
     from edgecompress.recipes import Recipe, load_recipe
+    from edgecompress.schemas import explain_validation_error
 
     given = {key: value for key, value in settings.items() if value is not None}
     recipe = (load_recipe(path) if path is not None else Recipe()).model_dump()
@@ -149,7 +153,11 @@ def recipe_of(path: Path | None, settings: dict[str, Any]) -> Recipe:
         else:
             part, name = _HOMES.get(key, ("quantization", key))
             recipe[part][name] = value
-    return Recipe.model_validate(recipe)
+    try:
+        return Recipe.model_validate(recipe)
+    except ValidationError as error:
+        where = "the options" if path is None else f"{path} with the options"
+        raise UsageError(explain_validation_error(error, Recipe), where=where) from None
 
 
 def _passes(passes: tuple[dict[str, Any], ...], given: dict[str, Any]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from edgecompress.errors import UsageError
 from edgecompress.passes.base import LayerPlan, PassContext, PassResult
 
 Apply = Callable[[Any, Any, PassContext], tuple[Any, PassResult]]
-Plan = Callable[[Any, Any, Any], tuple[LayerPlan, ...]]
+Plan = Callable[..., tuple[LayerPlan, ...]]
 
 
 def registry() -> dict[str, tuple[Plan, Apply]]:

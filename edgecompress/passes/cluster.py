@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -23,20 +26,19 @@ _LEAST_WITH_ZERO = 3  # TFMOT: zero, and a value of each sign
 _PER_CHANNEL = frozenset({"Conv2D"})
 
 
-def plan_cluster(model: Any, spec: Cluster, profile: Any = None) -> tuple[LayerPlan, ...]:
+def plan_cluster(model: Any, spec: Cluster, *, sparse: Collection[str] = ()) -> tuple[LayerPlan, ...]:
     """Returns what clustering would do with each layer that has weights, and why it leaves others alone.
 
     Args:
         model: A Keras 3 model.
         spec: The pass.
-        profile: The device; shared values are accepted by every one, so nothing depends on it.
+        sparse: Names of the layers that an earlier pass will leave zeros in, besides those that have some.
 
     Raises:
         UsageError: A pattern of `layers` matches no layer.
     """
-    del profile
     refuse_unmatched(model, spec.layers, "cluster.layers")
-    return tuple(_plan_layer(found, spec) for found in find_layers(model))
+    return tuple(_plan_layer(found, spec, sparse=found.name in sparse) for found in find_layers(model))
 
 
 def apply_cluster(model: Any, spec: Cluster, context: PassContext) -> tuple[Any, PassResult]:
@@ -54,7 +56,7 @@ def apply_cluster(model: Any, spec: Cluster, context: PassContext) -> tuple[Any,
     applies = {entry.layer for entry in plan if entry.applies}
     copy = clone_model(model)
     if not applies:
-        return copy, PassResult(kind=spec.kind, plan=plan, proof=(), notes=("there is nothing to cluster",))
+        return copy, PassResult(kind=spec.kind, plan=plan, proof=())
     chosen = [found for found in find_layers_of(copy, model) if found.name in applies]
     targets = [_target(found, spec) for found in chosen]
     before = [[kernel.values.copy() for kernel in found.kernels] for found in chosen]
@@ -69,42 +71,48 @@ def apply_cluster(model: Any, spec: Cluster, context: PassContext) -> tuple[Any,
     return copy, PassResult(kind=spec.kind, plan=plan, proof=proof, trained=trained, notes=notes)
 
 
-def _plan_layer(found: Found, spec: Cluster) -> LayerPlan:
+def _plan_layer(found: Found, spec: Cluster, *, sparse: bool) -> LayerPlan:
     clusters = setting_for(found.name, spec.layers, spec.clusters)
-    facts: dict[str, Any] = {"applies": False}
+    facts: dict[str, Any] = {"applies": False, "fix": found.fix}
     if not found.kernels:
-        facts["detail"] = _DEPTHWISE if "Depthwise" in found.kind else "no kernel"
+        facts["detail"] = _DEPTHWISE if "Depthwise" in found.kind else "it has no kernel"
     elif clusters == 0:
         facts["detail"] = "left as it is: 0 clusters"
-    elif refusal := _refusal(found, spec, clusters):
+    elif refusal := _refusal(found, spec, clusters, sparse=sparse):
         facts |= {"detail": refusal[0], "fix": refusal[1], "refused": True}
     else:
-        facts = {"applies": True, "detail": _describe(_target(found, spec))}
+        facts = {"applies": True, "detail": _describe(_target(found, spec, sparse=sparse))}
     return LayerPlan(layer=found.name, kind=found.kind, technique=spec.kind, **facts)
 
 
-def _refusal(found: Found, spec: Cluster, clusters: int) -> tuple[str, str] | None:
+def _refusal(found: Found, spec: Cluster, clusters: int, *, sparse: bool) -> tuple[str, str] | None:
     """Returns why a layer cannot have so many clusters, and what to do."""
     per_channel = _is_per_channel(found, spec)
     for kernel in found.kernels:
         size = kernel.values[..., 0].size if per_channel else kernel.values.size
         if clusters > size:
             where = "each channel of its kernel has" if per_channel else "its kernel has"
-            fix = f"set fewer for it, or leave it alone: [passes.layers] {found.name!r} = 0"
-            return f"{clusters} clusters, but {where} {size} weights", fix
-    if clusters < _LEAST_WITH_ZERO and _target(found, spec).preserve_sparsity:
+            weights = "1 weight" if size == 1 else f"{size} weights"
+            fix = f"set fewer for it, or leave it alone: layers = {{{_key(found.name)} = 0}}"
+            return f"{clusters} clusters, but {where} {weights}", fix
+    if clusters < _LEAST_WITH_ZERO and _target(found, spec, sparse=sparse).preserve_sparsity:
         what = f"{clusters} clusters are too few to keep its zeros: one of them is zero"
         return what, f"give {_LEAST_WITH_ZERO} or more, or preserve_sparsity = false"
     return None
+
+
+def _key(name: str) -> str:
+    """Writes a layer's name as the key of a TOML table of regular expressions."""
+    return name if re.fullmatch(r"[\w-]+", name, re.ASCII) else json.dumps(re.escape(name))
 
 
 def _is_per_channel(found: Found, spec: Cluster) -> bool:
     return spec.per_channel and found.kind in _PER_CHANNEL
 
 
-def _target(found: Found, spec: Cluster) -> ClusterTarget:
+def _target(found: Found, spec: Cluster, *, sparse: bool = False) -> ClusterTarget:
     per_channel = _is_per_channel(found, spec)
-    zeros = any((kernel.values == 0).any() for kernel in found.kernels)
+    zeros = sparse or any((kernel.values == 0).any() for kernel in found.kernels)
     empty = any(_has_empty_channel(kernel.values) for kernel in found.kernels)
     preserve = spec.preserve_sparsity and bool(zeros)
     return ClusterTarget(

@@ -62,6 +62,14 @@ class Found:
     def kind(self) -> str:
         return type(self.layer).__name__
 
+    @property
+    def fix(self) -> str | None:
+        """How to have the weights of a custom layer compressed if none of them is taken for a kernel, else None."""
+        matrices = any(len(variable.shape) > 1 for variable in self.layer.trainable_variables)
+        if self.kernels or not matrices or _is_built_in(self.layer) or hasattr(self.layer, "get_prunable_weights"):
+            return None
+        return "define get_prunable_weights() on it, which returns the weights to compress"
+
     def label(self, kernel: Kernel) -> str:
         """Names a kernel for reports: by its layer, and by itself where the layer has several."""
         return self.name if len(self.kernels) == 1 else f"{self.name} ({kernel.title})"
@@ -94,9 +102,13 @@ def kernels_of(layer: Any) -> tuple[Kernel, ...]:
     Depthwise kernels do not count: they are few weights that matter much. A custom layer says which they are with
     `get_prunable_weights()`; otherwise they are the variables in it that are called as Keras calls kernels.
     """
-    if not type(layer).__module__.startswith("keras."):
+    if not _is_built_in(layer):
         return _custom_kernels(layer)
     return tuple(Kernel(path, resolve(layer, path)) for path in _paths(layer))
+
+
+def _is_built_in(layer: Any) -> bool:
+    return type(layer).__module__.startswith("keras.")
 
 
 def resolve(layer: Any, path: str) -> Any:

@@ -24,20 +24,24 @@ _WITHOUT_KERNEL = {
 _MATRIX, _IMAGE_KERNEL = 2, 4  # ranks of the kernels of Dense and Conv2D
 
 
-def plan_prune(model: Any, spec: Prune, profile: Any = None) -> tuple[LayerPlan, ...]:
+def plan_prune(model: Any, spec: Prune) -> tuple[LayerPlan, ...]:
     """Returns what pruning would do with each layer that has weights, and why it leaves others alone.
 
     Args:
         model: A Keras 3 model.
         spec: The pass.
-        profile: The device; zeros are accepted by every one, so nothing depends on it.
 
     Raises:
         UsageError: A pattern of `layers` matches no layer.
     """
-    del profile
     refuse_unmatched(model, spec.layers, "prune.layers")
     return tuple(_plan_layer(found, spec) for found in find_layers(model))
+
+
+def layers_with_zeros(model: Any, spec: Prune) -> frozenset[str]:
+    """Returns the names of the layers that pruning will leave zeros in."""
+    plan = plan_prune(model, spec)
+    return frozenset(one.layer for one in plan if one.applies and setting_for(one.layer, spec.layers, spec.sparsity))
 
 
 def apply_prune(model: Any, spec: Prune, context: PassContext) -> tuple[Any, PassResult]:
@@ -52,7 +56,7 @@ def apply_prune(model: Any, spec: Prune, context: PassContext) -> tuple[Any, Pas
     goals = {entry.layer: setting_for(entry.layer, spec.layers, spec.sparsity) for entry in plan if entry.applies}
     copy = clone_model(model)
     if not goals:
-        return copy, PassResult(kind=spec.kind, plan=plan, proof=(), notes=("there is nothing to prune",))
+        return copy, PassResult(kind=spec.kind, plan=plan, proof=())
     if context.data is None and (spec.criterion == "sensitivity" or spec.l1 is not None):
         what = "criterion = 'sensitivity'" if spec.criterion == "sensitivity" else "l1"
         raise UsageError(f"prune: {what} needs training samples", fix="pass --train samples.npz (arrays x and y)")
@@ -77,7 +81,7 @@ def _plan_layer(found: Found, spec: Prune) -> LayerPlan:
     reasons = [_reason_against(found, kernel, spec) for kernel in found.kernels]
     applies = False
     if not found.kernels:
-        detail = _WITHOUT_KERNEL.get(found.kind, "no kernel")
+        detail = _WITHOUT_KERNEL.get(found.kind, "it has no kernel")
     elif sparsity == 0:
         applies = spec.l1 is not None
         detail = "not pruned (sparsity 0); L1 penalty while training" if applies else "left as it is: sparsity 0"
@@ -89,16 +93,17 @@ def _plan_layer(found: Found, spec: Prune) -> LayerPlan:
         if len(found.kernels) > 1:
             pruned = [kernel.title for kernel, reason in zip(found.kernels, reasons, strict=True) if not reason]
             detail += f" in {', '.join(pruned)}"
-    return LayerPlan(layer=found.name, kind=found.kind, technique=spec.kind, applies=applies, detail=detail)
+    facts: dict[str, Any] = {"applies": applies, "detail": detail, "fix": found.fix}
+    return LayerPlan(layer=found.name, kind=found.kind, technique=spec.kind, **facts)
 
 
 def _describe(spec: Prune, sparsity: float) -> str:
     """Says in words what a kernel gets."""
     if spec.pattern is not None:
         zeros, group = spec.pattern.split(":")
-        return f"{zeros} zeros in each {group} weights"
+        return f"{zeros} zero{'' if zeros == '1' else 's'} in each {group} weights"
     blocks = "" if spec.block == (1, 1) else f" in blocks of {spec.block[0]} x {spec.block[1]}"
-    return f"{sparsity:.4g} zeros{blocks}"
+    return f"{100 * sparsity:.4g} % zeros{blocks}"
 
 
 def _reason_against(found: Found, kernel: Kernel, spec: Prune) -> str | None:

@@ -12,6 +12,7 @@ from edgecompress.passes.base import EpochLog, LayerPlan, LayerProof, PassResult
 from edgecompress.planning import Plan
 from edgecompress.report.model import CompressReport
 from edgecompress.report.tables import (
+    counted,
     in_bytes,
     in_ratio,
     new_console,
@@ -27,7 +28,8 @@ def print_plan(found: Plan) -> None:
     console = new_console()
     device = f" for [bold]{found.profile}[/]" if found.profile is not None else ""
     what = "what these passes will do" if found.asked else "what each technique would do, with its defaults"
-    console.print(f"[bold]{escape(found.model)}[/]{device}: {what}")
+    trains = f"; qat trains for {found.scheme}" if found.scheme is not None else ""
+    console.print(f"[bold]{escape(found.model)}[/]{device}: {what}{trains}")
     table = new_table("layer", "kind", *(one.technique.kind for one in found.passes))
     rows: dict[str, dict[int, LayerPlan]] = {}
     # The pass that says something of the most layers gives the order, which is the model's.
@@ -80,7 +82,7 @@ def print_passes(console: Console, passes: Iterable[PassResult]) -> None:
     for one in passes:
         applied = sum(layer.applies for layer in one.plan)
         left = f", {len(one.plan) - applied} left alone" if applied < len(one.plan) else ""
-        console.print(f"[bold]{one.kind}[/]: {applied} layers{left}{_reached(one.proof)}")
+        console.print(f"[bold]{one.kind}[/]: {counted(applied, 'layer')}{left}{_reached(one.proof)}")
         if one.trained is not None:
             console.print(f"  {_trained_line(one.trained)}")
 
@@ -102,7 +104,8 @@ def _print_proof(console: Console, passes: Sequence[PassResult]) -> None:
                 one.kind, escape(layer.layer), f"{layer.weights:,}", escape(layer.wanted), f"{layer.sparsity:.1%}",
                 f"{layer.distinct:,}",
             )  # fmt: skip
-    console.print(table)
+    if table.row_count:
+        console.print(table)
 
 
 def _reached(proof: Sequence[LayerProof]) -> str:
@@ -110,13 +113,13 @@ def _reached(proof: Sequence[LayerProof]) -> str:
     if not weights:
         return ""
     zeros = sum(layer.weights * layer.sparsity for layer in proof) / weights
-    return (
-        f"; {zeros:.1%} of {weights:,} weights are zero, at most {max(one.distinct for one in proof):,} distinct values"
-    )
+    distinct = counted(max(one.distinct for one in proof), "distinct value")
+    return f"; {zeros:.1%} of {counted(weights, 'weight')} are zero, at most {distinct}"
 
 
 def _trained_line(trained: Trained) -> str:
-    parts = [f"{len(trained.epochs)} epochs on {trained.samples:,} samples, {trained.validation_samples:,} to validate"]
+    epochs, samples = counted(len(trained.epochs), "epoch"), counted(trained.samples, "sample")
+    parts = [f"{epochs} on {samples}, {trained.validation_samples:,} to validate"]
     if trained.epochs:
         parts.append(", ".join(_courses(trained.epochs)))
     parts.append(f"kept epoch {trained.kept_epoch}")

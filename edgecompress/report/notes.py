@@ -50,6 +50,7 @@ def notes_on(  # noqa: PLR0913, PLR0917 (what there is to say something about)
     refused = (f"{one.scheme} was not made: {one.reason}" for one in attempts if one.outcome == "refused")
     return (
         *_of_quality(verified, passes=passes),
+        *_of_idle(passes),
         *refused,
         *_of_data(data, verified),
         *trained,
@@ -72,6 +73,7 @@ def notes_on_compression(
     """Returns the notes of a report on a compressed .keras file, the gravest first."""
     return (
         *_of_quality(verified, passes=passes),
+        *_of_idle(passes),
         *_of_data(data, verified),
         *trained,
         *_of_passes(passes, file=".keras"),
@@ -82,14 +84,22 @@ def notes_on_compression(
 def _of_quality(verified: Verified, *, passes: Sequence[PassResult]) -> Iterator[str]:
     drop = verified.accuracy_drop
     if drop is not None and drop > _LARGE_DROP:
-        what = "accuracy fell by" if verified.scores is not None else "the share of changed answers is"
+        fell = f"accuracy fell by {100 * drop:.2f} points"
+        what = fell if verified.scores is not None else f"the share of changed answers is {drop:.1%}"
         advice = "Check the range of the samples, or try another --scheme or --algorithm."
         if passes:
             advice = "Train for more --epochs, or ask the passes for less."
-        yield f"WARNING: {what} {drop:.1%}. {advice}"
+        yield f"WARNING: {what}. {advice}"
     for output in verified.outputs if not passes else ():  # whose purpose is another model, not the same answers
         if output.snr_db is not None and output.snr_db < _LOW_SNR_DB:
             yield f"WARNING: output {output.name} has only {output.snr_db:.1f} dB SNR against the float model."
+
+
+def _of_idle(passes: Sequence[PassResult]) -> Iterator[str]:
+    for one in passes:
+        if not any(layer.applies for layer in one.plan):
+            reasons = "; ".join(sorted({layer.detail for layer in one.plan}))
+            yield f"WARNING: {one.kind} changed nothing: {reasons or 'no layer has weights'}."
 
 
 def _of_data(data: DataUsed | None, verified: Verified) -> Iterator[str]:
@@ -111,7 +121,7 @@ def _of_passes(passes: Sequence[PassResult], *, file: str) -> Iterator[str]:
         for layer in one.plan:
             if not layer.applies and layer.fix is not None:
                 yield f"{one.kind} left {layer.layer} alone: {layer.detail}. Fix: {layer.fix}"
-    if any(one.kind in ("prune", "cluster") for one in passes):
+    if any(one.proof for one in passes if one.kind != "qat"):
         yield (
             f"Zeros and shared values do not make the {file} file itself smaller: gzip shows what they save in a "
             "download, and the Vela flash size what they save on an Ethos-U."

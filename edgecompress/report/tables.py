@@ -39,6 +39,11 @@ def in_count(number: int | None) -> str:
     return "unknown" if number is None else f"{number:,}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Writes a number of things, whose plural has an s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def in_ratio(before: float | None, after: float | None) -> str:
     return "" if not before or after is None else f"{after / before:.2f} x"
 
@@ -69,4 +74,5 @@ def verified_line(verified: Verified) -> str:
         snr = "identical" if output.snr_db is None else f"{output.snr_db:.1f} dB SNR"
         same = "" if output.top1_agreement is None else f", {output.top1_agreement:.2%} same answers"
         parts.append(f"{escape(output.name)} {snr}{same}")
-    return f"verified against the float model on {verified.samples} {verified.kind} samples: {'; '.join(parts)}"
+    samples = counted(verified.samples, f"{verified.kind} sample")
+    return f"verified against the float model on {samples}: {'; '.join(parts)}"

@@ -13,6 +13,7 @@ from edgecompress.techniques import Cluster
 from edgecompress.tfmot.adapter import is_whole
 from edgecompress.tfmot.bridge import Crossed, cross
 from edgecompress.tfmot.cluster_wrapper import ClusterTarget, Held, wrapper_class
+from edgecompress.tfmot.library import import_tfmot
 from edgecompress.tfmot.training import fine_tune
 from edgecompress.tfmot.translate import pair_weights
 
@@ -76,6 +77,7 @@ def _held(crossed: Crossed, target: ClusterTarget) -> Held:
 
 def _centroids(spec: Cluster, target: ClusterTarget) -> Any:
     """Returns TFMOT's way of finding the first centroids."""
+    import_tfmot()
     from tensorflow_model_optimization.clustering.keras import CentroidInitialization
 
     ways = {

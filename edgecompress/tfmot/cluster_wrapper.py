@@ -10,6 +10,7 @@ import numpy as np
 
 from edgecompress.data import Array
 from edgecompress.passes.kernels import Kernel, resolve
+from edgecompress.tfmot.library import import_tfmot
 from edgecompress.tfmot.wrapping import call_inside
 
 _SETTLING_ROUNDS = 50
@@ -68,6 +69,7 @@ class _Clusterable:
         return list(self._held.variables.items())
 
     def get_clusterable_algorithm(self, weight_name: str) -> Any:
+        import_tfmot()
         from tensorflow_model_optimization.python.core.clustering.keras import clustering_algorithm
 
         del weight_name
@@ -179,6 +181,8 @@ class _Clustered:
 def clusterable_class() -> type[Any]:
     """Returns the class of layers that stand for others in TFMOT's protocol."""
     import tf_keras
+
+    import_tfmot()
     from tensorflow_model_optimization.python.core.clustering.keras.clusterable_layer import ClusterableLayer
 
     return type("Clusterable", (_Clusterable, tf_keras.layers.Layer, ClusterableLayer), {})
@@ -187,6 +191,7 @@ def clusterable_class() -> type[Any]:
 @functools.cache
 def wrapper_class() -> type[Any]:
     """Returns the class of the wrapper, made from a `Held` layer, a `ClusterTarget` and TFMOT's way of beginning."""
+    import_tfmot()
     from tensorflow_model_optimization.python.core.clustering.keras.cluster_wrapper import ClusterWeights
 
     return type("Clustered", (_Clustered, ClusterWeights), {})

@@ -17,6 +17,7 @@ from edgecompress.techniques import Prune
 from edgecompress.tfmot.adapter import is_whole
 from edgecompress.tfmot.bridge import Bridged, Crossed, cross
 from edgecompress.tfmot.compiling import choose_objective
+from edgecompress.tfmot.library import import_tfmot
 from edgecompress.tfmot.training import batches, fine_tune, quiet, split_training, steps_per_epoch
 from edgecompress.tfmot.translate import pair_weights
 from edgecompress.tfmot.wrapping import call_inside
@@ -106,6 +107,7 @@ def _own(crossed: Crossed, wanted: Mapping[int, Any]) -> dict[int, Any]:
 
 def _schedule(spec: Prune, sparsity: float, total: int) -> tuple[Any, int]:
     """Returns TFMOT's schedule over `total` steps, and the step at which the sparsity is reached."""
+    import_tfmot()
     from tensorflow_model_optimization.sparsity import keras as sparsity_keras
 
     if spec.pattern is not None:
@@ -158,6 +160,7 @@ def _penalize(bridged: Bridged, targets: Sequence[PruneTarget], weight: float) -
 
 @functools.cache
 def _wrapper_class() -> type[Any]:
+    import_tfmot()
     from tensorflow_model_optimization.python.core.sparsity.keras.pruning_wrapper import PruneLowMagnitude
 
     class Pruned(PruneLowMagnitude):  # type: ignore[misc]
@@ -181,6 +184,8 @@ def _wrapper_class() -> type[Any]:
 @functools.cache
 def _callback_class() -> type[Any]:
     import tensorflow as tf
+
+    import_tfmot()
     from tensorflow_model_optimization.sparsity import keras as sparsity_keras
 
     class Step(sparsity_keras.UpdatePruningStep):  # type: ignore[misc]

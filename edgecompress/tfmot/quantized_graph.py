@@ -12,6 +12,7 @@ import numpy as np
 from edgecompress.data import InputSpec
 from edgecompress.schemes import QuantizationScheme
 from edgecompress.techniques import Qat
+from edgecompress.tfmot.library import import_tfmot
 from edgecompress.tfmot.lowering import Lowered, Node
 from edgecompress.tfmot.primitives import PRIMITIVES
 from edgecompress.tfmot.scales import Scale
@@ -121,6 +122,7 @@ class _Builder:
         self._lowered = lowered
         self._spec = spec
         self._activation_bits, self._weight_bits = _BITS[scheme]
+        import_tfmot()
         from edgecompress.tfmot.quantizers import result_quantizer
 
         self._quantizers: dict[Node, Any] = {}

@@ -14,7 +14,7 @@ from edgecompress.data import Array, Dataset, hash_samples, split_samples
 from edgecompress.errors import DataError
 from edgecompress.passes.base import EpochLog, PassContext, Trained
 from edgecompress.tfmot.checkpoints import Progress, hash_run, read_checkpoint, write_checkpoint
-from edgecompress.tfmot.compiling import Objective, choose_objective, input_arrays
+from edgecompress.tfmot.compiling import Objective, choose_objective, input_arrays, keep_answers
 
 _BETWEEN_REPORTS_S = 0.1
 
@@ -41,7 +41,8 @@ def fine_tune(
         step: What progress is reported under, e.g. `prune`.
         epochs: Rounds over the training samples, at most.
         callbacks: tf_keras callbacks, which see one `fit` for each epoch.
-        source: The Keras 3 model that this one was made from; see `choose_objective`.
+        source: The Keras 3 model that this one was made from; see `choose_objective` and `keep_answers`. Without it
+            only the output with labels is trained.
         judge_from: The first epoch, from 1, whose weights may be kept: later than 1 while pruning is not done.
 
     Raises:
@@ -52,6 +53,8 @@ def fine_tune(
 
     tf.random.set_seed(context.seed)
     objective = choose_objective(model, context, source)
+    if source is not None and context.data is not None:
+        objective = keep_answers(objective, model, context.data, source)
     objective.compile(model)
     trainer = _Trainer(model, context, objective, step, epochs, judge_from)
     progress, resumed_at = trainer.begin()
@@ -186,12 +189,16 @@ class _Trainer:
                 verbose=0,
                 callbacks=[*callbacks, self._reporter(epoch, len(samples))],
             )
-        return {name: float(values[-1]) for name, values in history.history.items()}
+        return {self._title(name): float(values[-1]) for name, values in history.history.items()}
+
+    def _title(self, figure: str) -> str:
+        return self._objective.title(self._model, figure)
 
     def _reporter(self, epoch: int, total: int) -> Any:
         import tf_keras
 
         say, prefix = self._context.say, f"{self._step}, epoch {epoch}/{self._epochs}: "
+        title = self._title
 
         class _Reporter(tf_keras.callbacks.Callback):  # type: ignore[misc]
             said_at = -math.inf
@@ -202,7 +209,7 @@ class _Trainer:
                     self.model.stop_training = True  # each further step would only be lost
                 if batch + 1 == total or time.monotonic() - self.said_at >= _BETWEEN_REPORTS_S:
                     self.said_at = time.monotonic()
-                    detail = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+                    detail = ", ".join(f"{title(name)} {value:.4f}" for name, value in figures.items())
                     say(prefix + detail, batch + 1, total)
 
         return _Reporter()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,11 @@ def compressed(digits_cnn, train_file, tmp_path_factory) -> tuple[Path, dict]:
 def test_the_file_is_a_keras_3_model_with_zeros_and_shared_values(compressed, digits_cnn) -> None:
     import keras
 
-    model = keras.models.load_model(compressed[0])
+    with warnings.catch_warnings():
+        # Keras warns that the optimizer, which the file names, begins anew.
+        warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
+        model = keras.models.load_model(compressed[0])
+    assert type(model.optimizer).__name__ == "Adam"
     with np.load(digits_cnn.data) as data:
         assert model.predict(data["x"][:3], verbose=0).shape == (3, 10)
     kernel = np.asarray(model.get_layer("conv_2").kernel)
@@ -139,6 +144,24 @@ def test_too_large_a_loss_exits_with_1(edgecompress, digits_cnn) -> None:
     assert Path("small.keras").is_file()
 
 
+def test_what_changes_nothing_says_so(edgecompress, digits_cnn) -> None:
+    notes = json.loads(edgecompress("compress", digits_cnn.model, "--prune", "0", "--json").out)["notes"]
+    assert notes[0] == "WARNING: prune changed nothing: it has no kernel; left as it is: sparsity 0."
+    assert not any("Zeros and shared values" in note for note in notes)
+
+
+def test_checkpoints_that_are_removed_are_spoken_of(edgecompress, digits_cnn, train_file) -> None:
+    folder = Path(".small.keras.training")
+    (folder / "1-prune").mkdir(parents=True)
+    (folder / "1-prune" / "training.npz").touch()
+    words = ["--prune", "0.5", "--epochs", 1, "--train", train_file, "-o", "small.keras"]
+    done = edgecompress("compress", digits_cnn.model, *words)
+    text = " ".join(done.out.split())
+    assert "The checkpoints of an earlier run were removed; --resume would have gone on with them." in text
+    assert " 1 epoch on " in text
+    assert not folder.exists()
+
+
 def test_resume_without_checkpoints_says_so(edgecompress, digits_cnn, train_file) -> None:
     words = ["--prune", "0.5", "--epochs", 1, "--train", train_file, "--resume"]
     done = edgecompress("compress", digits_cnn.model, *words)
@@ -199,9 +222,27 @@ def test_the_plan_of_a_run(edgecompress, digits_cnn) -> None:
     done = edgecompress("plan", digits_cnn.model, "--prune", "0.8", "--qat", "--epochs", 3, "--profile", "pixel")
     assert done.code == 0
     assert done.err == ""
-    for word in ("layer", "prune", "qat", "conv_2", "for pixel", "no kernel"):
+    for word in (
+        "layer",
+        "prune",
+        "qat",
+        "conv_2",
+        "for pixel",
+        "qat trains for int8",
+        "80 % zeros",
+        "it has no kernel",
+    ):
         assert word in done.out
     assert not list(Path().iterdir())
+
+
+def test_a_line_of_convert_can_be_planned_as_it_is(edgecompress, refused, digits_cnn) -> None:
+    words = ["plan", digits_cnn.model, "--qat", "--train", "train.npz", "--data", "data.npz", "-o", "out"]
+    words += ["--no-benchmark", "--input-range", "0,1", "--verify-samples", 9, "--profile", "pixel"]
+    done = edgecompress(*words, "--scheme", "dynamic")
+    assert done.code == 0
+    assert "qat trains for dynamic" in done.out
+    assert "float32 rounds nothing that qat could train for" in refused(*words, "--scheme", "float32")
 
 
 def test_the_plan_as_a_document(edgecompress, digits_cnn) -> None:

@@ -105,7 +105,7 @@ def test_a_wrong_field_or_value_is_named(words: list[str], parts: list[str]) -> 
         ["--epochs", "0"],
         ["--batch-size", "-1"],
         ["--learning-rate", "0"],
-        ["--validation", "1"],
+        ["--validation", "0.51"],
         ["--early-stopping", "0"],
         ["--seed", "-1"],
     ],
@@ -141,6 +141,30 @@ def test_options_replace_the_fields_they_name_and_add_what_is_not_there(tmp_path
     recipe = recipe_from("--recipe", tmp_path / "recipe.toml", *words.split())
     assert recipe.passes == (Prune(sparsity=0.8, schedule="constant"), Cluster(clusters=16), Qat(epochs=1))
     assert recipe.training == Training(epochs=2, batch_size=16)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--early-stopping", 2, "--validation", 0], "early_stopping judges epochs by validation samples"),
+        (["--learning-rate", "nan"], "'training.learning_rate'"),
+    ],
+)
+def test_options_that_do_not_go_together(tmp_path, words, part) -> None:
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    with pytest.raises(UsageError) as caught:
+        recipe_from(*words)
+    assert str(caught.value).startswith("the options: ")
+    assert part in str(caught.value)
+    with pytest.raises(UsageError) as caught:
+        recipe_from("--recipe", tmp_path / "recipe.toml", *words)
+    assert f"{tmp_path}/recipe.toml with the options: " in str(caught.value)
+
+
+def test_options_that_do_not_go_with_the_recipe(tmp_path) -> None:
+    (tmp_path / "recipe.toml").write_text("[training]\nearly_stopping = 2\n")
+    with pytest.raises(UsageError, match=r"recipe\.toml with the options: .*validation is 0"):
+        recipe_from("--recipe", tmp_path / "recipe.toml", "--validation", 0)
 
 
 def test_an_option_cannot_mean_one_of_two_passes(tmp_path) -> None:

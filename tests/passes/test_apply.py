@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from edgecompress.data import fix_shapes
 from edgecompress.errors import UsageError
+from edgecompress.models import load_model
 from edgecompress.passes import apply_passes, registry
 from edgecompress.passes.base import PassContext
+from edgecompress.schemes import QuantizationScheme
 from edgecompress.techniques import Cluster, Prune, Qat, Training
+from edgecompress.tfmot.qat import train_quantized
 
 PRUNE, CLUSTER = Prune(sparsity=0.6, epochs=2), Cluster(clusters=8, epochs=2)
 
@@ -28,6 +34,41 @@ def test_clustering_after_pruning_keeps_both(net, samples, accuracy):
     assert pruned.notes == clustered.notes == ()
     assert accuracy(model) > accuracy(net) - 0.15
     assert weights(net) == before
+
+
+@pytest.fixture(scope="module")
+def two_heads(keras, samples):
+    """A model of the digits that says the next digit, too."""
+    keras.utils.set_random_seed(0)
+    (name, x), y = next(iter(samples.inputs.items())), samples.labels
+    image = keras.Input(x.shape[1:], name=name)
+    trunk = keras.layers.Dense(32, "relu")(keras.layers.Flatten()(image))
+    outputs = {key: keras.layers.Dense(10, "softmax", name=f"{key}_layer")(trunk) for key in ("digit", "next")}
+    model = keras.Model(image, outputs)
+    model.compile(keras.optimizers.Adam(3e-3), dict.fromkeys(outputs, "sparse_categorical_crossentropy"))
+    model.fit(x, {"digit": y, "next": (y + 1) % 10}, epochs=15, verbose=0)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["prune", "cluster", "qat"])
+def test_outputs_without_labels_go_on_answering_as_before(two_heads, samples, kind):
+    said = []
+    shown = replace(context(two_heads, samples, say=lambda *facts: said.append(facts)), training=Training(epochs=4))
+    if kind == "qat":
+        source = load_model(two_heads)
+        fixed, scheme = fix_shapes(source.inputs, samples), QuantizationScheme.INT8
+        loaded, result = train_quantized(source, Qat(), fixed=fixed, scheme=scheme, context=shown)
+        model, at = loaded.model, 1
+    else:
+        model, (result,) = apply_passes(two_heads, [{"prune": Prune(sparsity=0.6), "cluster": Cluster()}[kind]], shown)
+        at = "next"
+    x = next(iter(samples.inputs.values()))
+    before, after = np.asarray(two_heads(x)["next"]), np.asarray(model(x)[at])
+    assert np.mean(before.argmax(-1) == after.argmax(-1)) > 0.95
+    assert result.trained.notes == ("output 'next' has no labels: it was trained to answer as before",)
+    wanted = {"loss", "digit_loss", "digit_accuracy", "next_loss"}
+    assert set(result.trained.epochs[0].figures) == wanted | {f"val_{name}" for name in wanted}
+    assert "digit_accuracy 0." in said[-1][0]
 
 
 def test_pruning_after_clustering_is_noted(net):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import tomllib
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def test_clusters_by_layer(net):
     assert (found["conv_2"], found["hidden"], found["digit"]) == (4, 32, 16)
     assert {entry.layer: entry.detail for entry in result.plan if not entry.applies} == {
         "conv": "left as it is: 0 clusters",
-        "norm": "no kernel",
+        "norm": "it has no kernel",
     }
 
 
@@ -144,7 +145,7 @@ def test_a_kernel_with_hardly_any_weights_left(net, samples):
     [
         (
             Cluster(clusters=100),
-            r"layer 'conv': cluster: 100 clusters, but its kernel has 72 weights. Fix: .*'conv' = 0",
+            r"layer 'conv': cluster: 100 clusters, but its kernel has 72 weights. Fix: .*layers = {conv = 0}$",
         ),
         (
             Cluster(clusters=16, per_channel=True),
@@ -157,6 +158,24 @@ def test_a_kernel_with_hardly_any_weights_left(net, samples):
 def test_what_cannot_be_done_is_refused(net, spec, words):
     with pytest.raises(UsageError, match=words):
         apply_cluster(net, spec, context(net))
+
+
+def test_names_in_advice_are_keys_of_toml(keras):
+    layers = keras.layers
+    inner = keras.Sequential([keras.Input((2,)), layers.Dense(2, name="a.b")], name="inner")
+    (entry,) = plan_cluster(keras.Sequential([keras.Input((2,)), inner]), Cluster(clusters=99))
+    advice = entry.fix.partition("layers = ")[2]
+    (pattern,) = tomllib.loads(f"layers = {advice}")["layers"]
+    assert plan_cluster(keras.Sequential([keras.Input((2,)), inner]), Cluster(layers={pattern: 0}))[0].fix is None
+    assert pattern == r"inner/a\.b"
+
+
+def test_zeros_that_an_earlier_pass_will_leave(net, pruned):
+    plan = plan_cluster(net, Cluster(clusters=8, layers={"digit": 2}), sparse={"conv", "digit"})
+    after = plan_cluster(pruned, Cluster(clusters=8, layers={"digit": 2}))
+    assert [entry for entry in plan if entry.layer in ("conv", "digit")] == [after[0], after[-1]]
+    assert after[-1].refused
+    assert {entry.layer: entry.detail for entry in plan}["hidden"] == "8 distinct values"
 
 
 def test_the_plan_says_what_would_be_refused(net):
@@ -187,7 +206,7 @@ def test_a_kernel_of_equal_weights(net):
 def test_nothing_to_cluster_trains_nothing(net, samples):
     same, result = apply_cluster(net, Cluster(layers={"": 0}), context(net, samples))
     assert digest(same) == digest(net)
-    assert (result.proof, result.trained, result.notes) == ((), None, ("there is nothing to cluster",))
+    assert (result.proof, result.trained, result.notes) == ((), None, ())
 
 
 @pytest.mark.parametrize("centroids", ["kmeans++", "random"])

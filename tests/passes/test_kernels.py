@@ -5,7 +5,10 @@ import pytest
 
 from edgecompress.errors import UsageError
 from edgecompress.functional import clone_model
-from edgecompress.passes.kernels import find_layers, find_layers_of, kernels_of, layer_names, refuse_unmatched
+from edgecompress.passes.cluster import plan_cluster
+from edgecompress.passes.kernels import Found, find_layers, find_layers_of, kernels_of, layer_names, refuse_unmatched
+from edgecompress.passes.prune import plan_prune
+from edgecompress.techniques import Cluster, Prune
 
 
 def built(layer, *shape):
@@ -77,7 +80,34 @@ def test_a_custom_layer_says_what_its_kernels_are_or_calls_them_as_keras_does(ke
     assert [kernel.variable for kernel in kernels_of(deep)] == [deep.first.kernel, deep.second.kernel]
     assert [kernel.title for kernel in kernels_of(deep)] == ["first/kernel", "second/kernel"]
     says = built(Says(), 4)
+    assert [Found("mine", layer, kernels_of(layer)).fix for layer in (plain, deep, says)] == [None] * 3
     assert [kernel.variable for kernel in kernels_of(says)] == [says.bias]
+
+
+def test_a_custom_layer_whose_weights_have_names_of_their_own_gets_advice(keras):
+    class Own(keras.layers.Layer):
+        def build(self, shape):
+            self.table = self.add_weight(shape=(shape[-1], 3), name="table")
+
+        def call(self, x):
+            return x @ self.table
+
+    class Silent(Own):
+        def get_prunable_weights(self):
+            return []
+
+    class Scale(keras.layers.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=(shape[-1],), name="scale")
+
+        def call(self, x):
+            return x * self.scale
+
+    model = keras.Sequential([keras.Input((4,)), Own(), Silent(), Scale(), keras.layers.BatchNormalization()])
+    advice = "define get_prunable_weights() on it, which returns the weights to compress"
+    assert [found.fix for found in find_layers(model)] == [advice, None, None, None]
+    for plan in (plan_prune(model, Prune()), plan_cluster(model, Cluster())):
+        assert [entry.fix for entry in plan] == [advice, None, None, None]
 
 
 def test_layers_of_nested_models_are_found_once_and_named_by_their_path(keras):

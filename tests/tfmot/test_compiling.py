@@ -9,7 +9,8 @@ from edgecompress.data import Dataset
 from edgecompress.errors import DataError
 from edgecompress.passes.base import PassContext
 from edgecompress.techniques import Training
-from edgecompress.tfmot.compiling import build_optimizer, choose_objective, input_arrays, output_keys
+from edgecompress.tfmot.compiling import choose_objective, input_arrays, keep_answers, output_keys
+from edgecompress.tfmot.optimizers import build_optimizer
 
 X = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
 CLASSES = np.arange(40) % 3
@@ -109,7 +110,7 @@ def test_whether_outputs_are_logits_is_seen_in_the_last_layer_of_the_source(tf_k
             CLASSES,
             (3, "softmax"),
             "SparseCategoricalCrossentropy",
-            "my_loss does not fit or is not built in",
+            "WARNING: the model's own loss 'my_loss' was not used (it is unknown here: pass it with --custom-objects)",
         ),
         ("sparse_categorical_crossentropy", CLASSES % 2, (1, "sigmoid"), "BinaryCrossentropy", "does not fit"),
     ],
@@ -118,6 +119,54 @@ def test_the_models_own_loss_is_used_where_the_labels_fit_it(tf_keras, stored, l
     found = objective(tf_keras, labels, output, config={"loss": stored})
     assert found.loss_text == loss
     assert [words in note for note in found.notes] == ([] if words is None else [True])
+
+
+def halved(y_true, y_pred):
+    import keras
+
+    return keras.ops.mean(keras.ops.square(y_true - y_pred), axis=-1) / 2
+
+
+def test_the_users_own_loss_is_called(tf_keras, keras):
+    class Own(keras.losses.Loss):
+        def call(self, y_true, y_pred):
+            assert y_true.dtype == y_pred.dtype == "float32"
+            return keras.ops.sparse_categorical_crossentropy(y_true, y_pred) * 3
+
+    found = objective(tf_keras, X[:, 0], (1, None), config={"loss": halved})
+    assert (found.loss_text, found.notes) == ("halved", ())
+    assert float(found.loss(X[:, :1], np.zeros((40, 1), np.float32))) == pytest.approx(np.mean(X[:, 0] ** 2) / 2)
+    found = objective(tf_keras, CLASSES, (3, "softmax"), config={"loss": Own(reduction="sum"), "metrics": ["mae"]})
+    assert (found.loss_text, found.metrics) == ("Own", ("mae", "accuracy"))
+    model = net(tf_keras, (3, "softmax"))
+    found.compile(model)
+    expected = Own(reduction="sum")(CLASSES, model.predict(X, verbose=0))
+    assert model.train_on_batch(X, found.targets(model, np.arange(40)))[0] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_losses_that_only_keras_3_has_are_called(tf_keras):
+    for stored in ("huber", "dice", {"class_name": "Tversky", "config": {"alpha": 0.3, "name": "tversky"}}):
+        found = objective(tf_keras, ONE_HOT, (3, "softmax"), config={"loss": stored})
+        assert found.loss_text == (stored if isinstance(stored, str) else "Tversky")
+        assert found.notes == ()
+
+
+def test_an_own_loss_that_fails_on_the_labels_is_replaced_with_a_warning(tf_keras):
+    def picky(y_true, _y_pred):
+        raise TypeError(f"no such labels: {y_true.dtype.name}")
+
+    def endless(_y_true, y_pred):
+        return y_pred / 0
+
+    for own, why in (
+        (picky, "it fails on the labels: TypeError: no such labels: float32"),
+        (endless, "on the labels it is nan"),
+    ):
+        found = objective(tf_keras, CLASSES, (3, None), config={"loss": own, "optimizer": {"class_name": "Muon"}})
+        assert found.notes[0] == (
+            f"WARNING: the model's own loss {own.__name__!r} was not used ({why}); "
+            "SparseCategoricalCrossentropy from logits, inferred from the labels, was used instead"
+        )
 
 
 def test_settings_of_the_loss_are_kept(tf_keras, keras):
@@ -200,6 +249,41 @@ def test_of_several_outputs_the_one_that_the_labels_fit_is_trained(tf_keras, lab
     assert moved == [number == output for number in range(3)]
 
 
+def test_outputs_without_labels_are_to_answer_as_before(tf_keras, keras):
+    x = keras.Input((5,), name="x")
+    dense = keras.layers.Dense
+    outputs = {
+        "next": dense(2)(x),
+        "cls": dense(3, "softmax")(x),
+        "index": keras.ops.argmax(dense(4)(x), axis=-1),
+        "zero": x * 0,
+    }
+    source = keras.Model(x, outputs)
+    made = tf_keras.Input((5,), name="x")
+    layers = [tf_keras.layers.Dense(units, name=f"quant_{units}") for units in (3, 4, 2, 5)]
+    heads = [layer(made) for layer in layers]
+    heads[1] = tf_keras.backend.argmax(heads[1], axis=-1)
+    model = tf_keras.Model(made, heads)  # in the order of the source's names
+    data = Dataset({"x": X}, CLASSES)
+    found = keep_answers(choose_objective(model, PassContext(data=data), source), model, data, source)
+    assert (found.names, found.output) == (("cls", "index", "next", "zero"), 0)
+    assert sorted(found.kept) == [2, 3]
+    assert found.notes[-1] == "output 'next', 'zero' have no labels: they were trained to answer as before"
+    answers = np.asarray(source(X)["next"])
+    np.testing.assert_allclose(found.kept[2].answers, answers, rtol=1e-4, atol=1e-5)
+    assert found.kept[2].answers.dtype == np.float32
+    assert found.kept[2].weight == pytest.approx(1 / answers.var(axis=0).mean(), rel=0.02)
+    assert found.kept[3].weight == 1.0  # it always answers 0
+    found.compile(model)
+    assert np.isfinite(model.train_on_batch(X, found.targets(model, np.arange(40)))).all()
+    key = output_keys(model)[2]
+    assert found.title(model, f"val_{key}_loss") == "val_next_loss"
+    assert found.title(model, "val_loss") == "val_loss"
+    one = net(keras, (3, None))
+    alone = objective(tf_keras, CLASSES, (3, None), source=one)
+    assert keep_answers(alone, net(tf_keras, (3, None)), data, one) is alone
+
+
 @pytest.mark.parametrize("stored", [{"cls": "mae", "reg": "mse"}, ["mse", "mae"]])
 def test_each_output_has_its_own_loss(tf_keras, keras, stored):
     names = {0: "reg", 1: "cls"}
@@ -208,6 +292,12 @@ def test_each_output_has_its_own_loss(tf_keras, keras, stored):
     assert (found.output, found.loss_text) == (1, "MeanAbsoluteError")
     partly = objective(tf_keras, X[:, :2], (2, None), (3, None), config={"loss": {"cls": "mae"}}, source=source)
     assert partly.loss_text == "MeanSquaredError"
+    x = keras.Input((5,), name="x")
+    by_key = keras.Model(x, {"b": keras.layers.Dense(3, name="one")(x), "a": keras.layers.Dense(2, name="two")(x)})
+    keyed = objective(
+        tf_keras, X[:, :3], (2, None), (3, None), config={"loss": {"b": "mae", "a": "mse"}}, source=by_key
+    )
+    assert (keyed.names, keyed.output, keyed.loss_text) == (("a", "b"), 1, "MeanAbsoluteError")
     assert len(partly.notes) == 1
 
 

@@ -119,7 +119,7 @@ LAYERS = {
         ROWS, lambda x: layers.TimeDistributed(layers.Conv1D(8, 3, activation="relu"))(layers.Reshape((4, 8, 2))(x)),
     ),
     "Permute, RepeatVector, Reshape": (
-        ROWS, lambda x: layers.Permute((2, 1))(layers.Reshape((4, 16))(layers.RepeatVector(2)(layers.Flatten()(x)))),
+        ROWS, lambda x: layers.Permute((2, 1))(layers.Reshape((8, 16))(layers.RepeatVector(2)(layers.Flatten()(x)))),
     ),
     "squeeze and excite": (IMAGE, squeeze_and_excite),
     "a layer called twice, before a ReLU and not": (IMAGE, twice),
