@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import inspect
 import json
 import math
 import os
@@ -23,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from edgecompress.compile_config import find_own_losses, read_compile_config
 from edgecompress.data import Array, InputSpec
 from edgecompress.errors import ModelError, UnavailableError, UsageError
 from edgecompress.functional import as_functional, cause_of, no_inputs
 from edgecompress.safety import (
     advise_custom_object,
-    find_object,
     refuse_dangerous_operations,
     refuse_unknown_classes,
     refuse_unsafe_layers,
@@ -219,45 +218,6 @@ def _write_without_times(source: Path, destination: Path) -> None:
                     shutil.copyfileobj(content, copy)
 
 
-def compile_as(model: Any, loaded: LoadedModel, objects: Mapping[str, Any] | None = None) -> str | None:
-    """Compiles a Keras 3 model with the optimizer, the losses and the metrics of another.
-
-    The optimizer begins anew: the state of Adam, say, would make a file three times as large.
-
-    Args:
-        model: The model.
-        loaded: That other; if it was not compiled, nothing is done.
-        objects: Custom objects by name.
-
-    Returns:
-        None, or why the model was left as it is: a file of it could not be read with these custom objects, or Keras
-        refuses.
-    """
-    import keras
-
-    if loaded.compile_config is None:
-        return None
-    settings = dict(loaded.compile_config)
-    losses = settings.pop("loss", None)
-    try:
-        with keras.saving.custom_object_scope(dict(objects or {})):
-            arguments = {"loss": _rebuild_losses(losses), **keras.saving.deserialize_keras_object(settings)}
-            stored = keras.saving.serialize_keras_object(arguments)
-            refuse_unsafe_layers(Path(loaded.name), stored)
-            refuse_unknown_classes(Path(loaded.name), stored, objects or {})
-            model.compile(**arguments)
-    except Exception as error:  # noqa: BLE001 (the user's code may run)
-        return cause_of(error)
-    return None
-
-
-def _rebuild_losses(stored: Any) -> Any:
-    import keras
-
-    rebuild = keras.saving.deserialize_keras_object
-    return _in_structure(lambda loss: loss if callable(loss) else rebuild(loss), stored)
-
-
 def import_custom_objects(names: Sequence[str]) -> dict[str, Any]:
     """Imports what `--custom-objects module:NAME` names.
 
@@ -303,7 +263,7 @@ def _load_keras(path: Path, objects: dict[str, Any], *, unsafe: bool) -> LoadedM
         raise ModelError(f"damaged: {broken!r} inside fails its checksum", where=path, fix="copy the file again")
     _refuse_suffix(path, ".keras")
     loaded = _rebuild(path, config, str(version), objects, unsafe=unsafe)
-    return replace(loaded, compile_config=_find_own_losses(path, config.get("compile_config"), objects))
+    return replace(loaded, compile_config=find_own_losses(path, config.get("compile_config"), objects))
 
 
 def _load_h5(path: Path, objects: dict[str, Any], *, unsafe: bool) -> LoadedModel:
@@ -325,7 +285,7 @@ def _load_h5(path: Path, objects: dict[str, Any], *, unsafe: bool) -> LoadedMode
         )  # fmt: skip
     _refuse_suffix(path, ".h5", ".hdf5", ".keras")  # the last: Keras 2 could write either kind under that name
     loaded = _rebuild(path, config, version, objects, unsafe=unsafe)
-    return replace(loaded, compile_config=_find_own_losses(path, training, objects))
+    return replace(loaded, compile_config=find_own_losses(path, training, objects))
 
 
 def _refuse_suffix(path: Path, *allowed: str) -> None:
@@ -410,7 +370,7 @@ def _from_memory(model: object) -> LoadedModel:
     modules = {base.__module__.split(".")[0] for base in type(model).__mro__}
     for framework in ("keras", "tf_keras"):
         if framework in modules and hasattr(model, "weights"):
-            return replace(_from_keras(model, framework, None), compile_config=_compile_config(model, framework))
+            return replace(_from_keras(model, framework, None), compile_config=read_compile_config(model, framework))
     raise ModelError("not a model", expected="a path or a Keras model", received=type(model).__name__)
 
 
@@ -432,61 +392,6 @@ def _from_keras(model: Any, framework: str, path: Path | None) -> LoadedModel:
     else:
         digest, size = _hash_path(path)
     return LoadedModel(model, framework, specs, _names(framework, outputs, output_names), digest, size, path)
-
-
-def _compile_config(model: Any, framework: str) -> Mapping[str, Any] | None:
-    """Returns what Keras would store of a model's optimizer, loss and metrics."""
-    if not (getattr(model, "compiled", False) or getattr(model, "_is_compiled", False)):  # Keras 3, Keras 2
-        return None
-    config = dict(model.get_compile_config() or {})
-    if framework == "keras" and "optimizer" not in config and model.optimizer is not None:
-        import keras
-
-        config["optimizer"] = keras.saving.serialize_keras_object(model.optimizer)  # saving as .h5 had taken it out
-    if framework == "keras" and "loss" in config:
-        config["loss"] = _in_structure(_describe_loss, model.loss)
-    return config or None
-
-
-def _describe_loss(loss: Any) -> Any:
-    """Returns a loss as Keras would store it, but the user's own as it is: it may be known to nobody else."""
-    import keras
-
-    code = getattr(loss, "fn", loss)
-    module = code.__module__ if inspect.isroutine(code) else type(code).__module__
-    own = callable(loss) and module.split(".")[0] != "keras"
-    return loss if own or loss is None else keras.saving.serialize_keras_object(loss)
-
-
-def _find_own_losses(path: Path, config: Mapping[str, Any] | None, objects: Mapping[str, Any]) -> Any:
-    """Returns what was stored of `compile`, the user's own losses as objects where they are given or registered."""
-    import keras
-
-    def find(stored: Any) -> Any:
-        entry = stored if isinstance(stored, dict) else {"config": stored}
-        kind = entry.get("config") if isinstance(entry.get("config"), str) else entry.get("class_name")
-        own = find_object(objects, entry.get("registered_name"), kind)
-        if not hasattr(own, "from_config"):
-            return stored if own is None else own
-        try:
-            refuse_unknown_classes(path, stored, objects)
-            with keras.saving.custom_object_scope(dict(objects)):
-                return own.from_config(dict(entry["config"]))
-        except Exception:  # noqa: BLE001 (the user's code; what stays a name is reported as a loss that is not known)
-            return stored
-
-    if not config:
-        return None
-    return {**config, "loss": _in_structure(find, config["loss"])} if "loss" in config else config
-
-
-def _in_structure(change: Callable[[Any], Any], losses: Any) -> Any:
-    """Applies a function to each loss, of which there may be one for each output in a dict or list."""
-    if isinstance(losses, dict) and "class_name" not in losses:
-        return {key: _in_structure(change, loss) for key, loss in losses.items()}
-    if isinstance(losses, (list, tuple)):
-        return [_in_structure(change, loss) for loss in losses]
-    return change(losses)
 
 
 def _tree(framework: str) -> Any:

@@ -24,6 +24,7 @@ from edgecompress.benchmark.measurement import Measurement, MeasurementKind
 from edgecompress.calibration import audit_calibration
 from edgecompress.check import check_limits
 from edgecompress.command import command_line, compress_command_line
+from edgecompress.compile_config import compile_as
 from edgecompress.converters.ethos_u import FlashSize, vela_flash_bytes
 from edgecompress.converters.tflite import FloatConverter, freeze_graph
 from edgecompress.data import apply_shapes
@@ -31,7 +32,7 @@ from edgecompress.errors import ExecutionError, UsageError
 from edgecompress.flatbuffer import with_metadata
 from edgecompress.functional import clone_model
 from edgecompress.machine import describe_machine
-from edgecompress.models import LoadedModel, compile_as, load_model, save_model
+from edgecompress.models import LoadedModel, load_model, save_model
 from edgecompress.outputs import REPORT_FILE, TrainingFolder, whole_file, whole_folder
 from edgecompress.passes.base import Progress
 from edgecompress.planning import plan_passes, refuse_unready, shapes_by_name
@@ -243,7 +244,7 @@ def compress(  # noqa: PLR0913 (each is one option of the command line)
         answers = source.predict(samples.held_out.inputs, fixed=samples.fixed)
 
         trained = run_passes(source, recipe, samples, checkpoints, say, resume=resume)
-        uncompiled = compile_as(trained.model.model, source, custom_objects)
+        uncompiled = compile_as(trained.model.model, source.compile_config, where=source.name, objects=custom_objects)
         save_model(trained.model.model, file)
 
         say("verify", 0, 1)

@@ -28,6 +28,7 @@ TIERS = (
         "command",
     ),
     ("safety", "functional"),
+    ("compile_config",),
     ("models", "keras_macs", "inspection", "calibration", "doctor", "token_ids"),
     # What passes give, take and count, which the tf_keras world below them needs, too.
     ("passes.base", "passes.kernels", "passes.proof"),
@@ -46,7 +47,7 @@ TIERS = (
 # Who may import which heavy package: a module, or all modules of a package.
 MAY_IMPORT = {
     "tensorflow": {"models", "safety", "calibration", "converters.tflite", "converters.graph_child", "tfmot", "passes"},
-    "keras": {"functional", "models", "safety", "calibration", "tfmot", "passes"},
+    "keras": {"compile_config", "functional", "models", "safety", "calibration", "tfmot", "passes"},
     "tf_keras": {"models", "calibration", "tfmot"},
     "tensorflow_model_optimization": {"tfmot"},
 }

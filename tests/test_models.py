@@ -13,8 +13,8 @@ import pytest
 
 from edgecompress.data import InputSpec
 from edgecompress.errors import ModelError, UsageError
-from edgecompress.functional import as_functional, clone_model
-from edgecompress.models import compile_as, import_custom_objects, load_model, save_model
+from edgecompress.functional import as_functional
+from edgecompress.models import import_custom_objects, load_model, save_model
 
 keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
@@ -645,26 +645,6 @@ def test_the_advice_for_a_registered_name_can_be_typed_into_a_shell(tmp_path) ->
     model.save(path)
     keras.saving.get_custom_objects().pop("mine>gone")
     assert refusal(path) == f"{path}: 'gone' is a custom function. Fix: pass --custom-objects your_module:gone"
-
-
-def test_a_model_is_compiled_as_another_was() -> None:
-    model, other = sequential(layers.Dense(2)), sequential(layers.Dense(2))
-    assert compile_as(other, load_model(model)) is None
-    assert not other.compiled
-    for loss, objects in ((Known(), {}), ({"y": offset}, {"offset": offset}), (["mae"], {}), ("mse", {})):
-        model = keras.Model(
-            x := keras.Input((3,)), {"y": layers.Dense(2)(x)} if isinstance(loss, dict) else layers.Dense(2)(x)
-        )
-        other = clone_model(model)
-        model.compile(keras.optimizers.SGD(0.25, momentum=0.5), loss, metrics=["mse"])
-        assert compile_as(other, load_model(model), objects) is None
-        assert (float(other.optimizer.learning_rate), other.optimizer.momentum) == (0.25, 0.5)
-        target = {"y": B[:, :2]} if isinstance(loss, dict) else B[:, :2]
-        assert np.isfinite(other.evaluate(A, target, verbose=0)).all()
-    model.compile("adam", offset)
-    other = clone_model(model)
-    assert "'offset' is a custom function" in compile_as(other, load_model(model))
-    assert not other.compiled
 
 
 def test_a_model_that_computes_in_16_bits_answers_in_32() -> None:
