@@ -1,6 +1,7 @@
 """Whole Keras 3 objects in tf_keras: called as they are, trained as they are, cloned, wrapped by TFMOT and exported."""
 
 import gc
+import importlib
 import json
 
 import numpy as np
@@ -8,11 +9,13 @@ import pytest
 
 from edgecompress.errors import ConversionError
 from edgecompress.tfmot.adapter import Slot, adapter_class, hold_function, is_whole, wrap_whole
+from edgecompress.tfmot.library import import_tfmot
 
 keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
 tf_keras = pytest.importorskip("tf_keras")
-tfmot = pytest.importorskip("tensorflow_model_optimization")
+import_tfmot()  # first: alone, the next import would turn `tf.keras` into Keras 2 for all tests of this process
+tfmot = importlib.import_module("tensorflow_model_optimization")
 
 X = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
 

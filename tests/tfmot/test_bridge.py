@@ -1,5 +1,7 @@
 """Crossing: every kind of graph answers the same in tf_keras, and its weights find the way home."""
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -8,11 +10,13 @@ from edgecompress.models import load_model
 from edgecompress.tfmot import translate
 from edgecompress.tfmot.adapter import is_whole
 from edgecompress.tfmot.bridge import Bridged, cross
+from edgecompress.tfmot.library import import_tfmot
 
 keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
 tf_keras = pytest.importorskip("tf_keras")
-tfmot = pytest.importorskip("tensorflow_model_optimization")
+import_tfmot()  # first: alone, the next import would turn `tf.keras` into Keras 2 for all tests of this process
+tfmot = importlib.import_module("tensorflow_model_optimization")
 
 layers, ops = keras.layers, keras.ops
 RNG = np.random.default_rng(0)
