@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from edgecompress.errors import UnavailableError
+
 _VARIABLE = "TF_USE_LEGACY_KERAS"
 
 
@@ -12,6 +14,9 @@ def import_tfmot() -> None:
 
     It sets an environment variable that turns the `tf.keras` of this process, and of those that it starts, into Keras 2
     wherever that was not used yet. Here both stay what they are.
+
+    Raises:
+        UnavailableError: It is not installed.
     """
     import tensorflow as tf
 
@@ -19,6 +24,11 @@ def import_tfmot() -> None:
     _ = tf.keras.Model  # its first use decides which Keras it is
     try:
         import tensorflow_model_optimization.python.core.keras.compat  # noqa: F401
+    except ImportError:
+        raise UnavailableError(
+            "passes need TFMOT (tensorflow-model-optimization), which is not installed",
+            fix='pip install "edgecompress[convert]"',
+        ) from None
     finally:
         if before is None:
             os.environ.pop(_VARIABLE, None)

@@ -4,6 +4,9 @@ import sys
 
 import pytest
 
+from edgecompress.errors import UnavailableError
+from edgecompress.tfmot.library import import_tfmot
+
 CODE = """
 import os
 from edgecompress.tfmot.library import import_tfmot
@@ -20,3 +23,9 @@ def test_tf_keras_of_the_user_stays_what_it_is(variable: str | None, printed: st
     environment |= {} if variable is None else {"TF_USE_LEGACY_KERAS": variable}
     done = subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == printed
+
+
+def test_without_it_the_error_says_how_to_get_it(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow_model_optimization.python.core.keras.compat", None)
+    with pytest.raises(UnavailableError, match=r'not installed\. Fix: pip install "edgecompress\[convert\]"'):
+        import_tfmot()
