@@ -25,14 +25,16 @@ if TYPE_CHECKING:
     from edgecompress.doctor import diagnose
     from edgecompress.errors import EdgeCompressError
     from edgecompress.inspection import ModelSummary, inspect
+    from edgecompress.layers import FactorizedDense, LowRankDense, LowRankGRU, LowRankLSTM
     from edgecompress.models import LoadedModel, load_model, save_model
     from edgecompress.pipeline import compress, convert
     from edgecompress.planning import Plan, plan
     from edgecompress.profiles import Profile, list_profiles, load_profile
+    from edgecompress.ranking import RankReport, ranks
     from edgecompress.recipes import Recipe, load_recipe
     from edgecompress.report.model import CompressReport, Report
     from edgecompress.schemes import Algorithm, Granularity, IoType, QuantizationScheme
-    from edgecompress.techniques import Cluster, Prune, Qat, Training
+    from edgecompress.techniques import Cluster, Fuse, LowRank, Prune, Qat, Training
     from edgecompress.verify.evaluation import Evaluation, evaluate
 
 _HOMES = {
@@ -44,10 +46,16 @@ _HOMES = {
     "Dataset": "data",
     "EdgeCompressError": "errors",
     "Evaluation": "verify.evaluation",
+    "FactorizedDense": "layers",
+    "Fuse": "techniques",
     "Granularity": "schemes",
     "InputSpec": "data",
     "IoType": "schemes",
     "LoadedModel": "models",
+    "LowRank": "techniques",
+    "LowRankDense": "layers",
+    "LowRankGRU": "layers",
+    "LowRankLSTM": "layers",
     "Measurement": "benchmark.measurement",
     "ModelSummary": "inspection",
     "Plan": "planning",
@@ -55,6 +63,7 @@ _HOMES = {
     "Prune": "techniques",
     "Qat": "techniques",
     "QuantizationScheme": "schemes",
+    "RankReport": "ranking",
     "Recipe": "recipes",
     "Report": "report.model",
     "Training": "techniques",
@@ -71,6 +80,7 @@ _HOMES = {
     "load_profile": "profiles",
     "load_recipe": "recipes",
     "plan": "planning",
+    "ranks": "ranking",
     "read_artifact": "artifacts",
     "save_model": "models",
 }
@@ -84,10 +94,16 @@ __all__ = [
     "Dataset",
     "EdgeCompressError",
     "Evaluation",
+    "FactorizedDense",
+    "Fuse",
     "Granularity",
     "InputSpec",
     "IoType",
     "LoadedModel",
+    "LowRank",
+    "LowRankDense",
+    "LowRankGRU",
+    "LowRankLSTM",
     "Measurement",
     "ModelSummary",
     "Plan",
@@ -95,6 +111,7 @@ __all__ = [
     "Prune",
     "Qat",
     "QuantizationScheme",
+    "RankReport",
     "Recipe",
     "Report",
     "Training",
@@ -111,6 +128,7 @@ __all__ = [
     "load_profile",
     "load_recipe",
     "plan",
+    "ranks",
     "read_artifact",
     "save_model",
 ]

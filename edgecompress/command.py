@@ -9,7 +9,7 @@ from typing import Any
 
 from edgecompress.profiles import Profile, list_profiles, load_profile
 from edgecompress.recipes import Quantization, Recipe
-from edgecompress.techniques import Technique
+from edgecompress.techniques import LowRank, Technique
 
 _RECIPE_OPTIONS = {
     ("seed",): "--seed",
@@ -26,12 +26,16 @@ _RECIPE_OPTIONS = {
     ("verification", "samples"): "--verify-samples",
     ("verification", "max_accuracy_drop"): "--max-accuracy-drop",
 }
-# The option of each kind of pass, in the order that options have, and the field that needs no key.
-_PASS_OPTIONS: dict[str, tuple[str, str | None]] = {
-    "prune": ("--prune", "sparsity"),
-    "cluster": ("--cluster", "clusters"),
-    "qat": ("--qat", None),
+# The option of each kind of pass, in the order that options have.
+_PASS_OPTIONS = {
+    "low_rank": "--low-rank",
+    "fuse": "--fuse",
+    "prune": "--prune",
+    "cluster": "--cluster",
+    "qat": "--qat",
 }
+_MAIN_FIELDS = {"prune": "sparsity", "cluster": "clusters"}  # said first, and without a key
+_FLAGS = ("fuse", "qat")  # whose fields have an option of their own
 
 
 def command_line(  # noqa: PLR0913 (each is one option of the command line)
@@ -59,6 +63,7 @@ def command_line(  # noqa: PLR0913 (each is one option of the command line)
 
 def compress_command_line(  # noqa: PLR0913 (each is one option of the command line)
     model: object,
+    profile: object,
     *,
     data: object,
     train: object,
@@ -70,8 +75,10 @@ def compress_command_line(  # noqa: PLR0913 (each is one option of the command l
     unsafe: bool,
 ) -> tuple[str, ...]:
     """Returns the words of an `edgecompress compress` command, likewise; what only `convert` uses is left out."""
-    used = recipe.model_copy(update={"quantization": Quantization()})
+    samples = {"calibration_samples"} if any(isinstance(each, LowRank) for each in recipe.passes) else set()
+    used = recipe.model_copy(update={"quantization": Quantization(**recipe.quantization.model_dump(include=samples))})
     words = ["edgecompress", "compress", _path(model, "model")]
+    words += [] if profile is None else ["--profile", _profile(profile)]
     words += _data_options(data, train, output)
     words += recipe_options(used)
     words += _reading_options(input_shape, input_range, custom_objects, unsafe=unsafe)
@@ -97,19 +104,18 @@ def recipe_options(recipe: Recipe) -> list[str]:
 
 def _pass_options(technique: Technique) -> list[str]:
     """Returns the option of a pass: its main value alone, that and `key=value` pairs, or a TOML inline table."""
-    option, main = _PASS_OPTIONS[technique.kind]
+    option, main = _PASS_OPTIONS[technique.kind], _MAIN_FIELDS.get(technique.kind)
     fields = technique.model_dump(mode="json", exclude_defaults=True, exclude={"kind"})
-    if main is None:
-        return [option, *(["--qat-options", _inline(fields)] if fields else [])]
+    if technique.kind in _FLAGS:
+        return [option, *([f"{option}-options", _inline(fields)] if fields else [])]
     if fields.keys() == {"pattern"}:
         return [option, fields["pattern"]]
-    fields = {main: getattr(technique, main), **fields}
-    if any(isinstance(value, (dict, list)) for value in fields.values()):
+    if main is not None:
+        fields = {main: getattr(technique, main), **fields}
+    if not fields or any(isinstance(value, (dict, list)) for value in fields.values()):
         return [option, _inline(fields)]
-    rest = [
-        f"{key}={value if isinstance(value, str) else _toml(value)}" for key, value in fields.items() if key != main
-    ]
-    return [option, ",".join([_toml(fields[main]), *rest])]
+    pairs = {key: value if isinstance(value, str) else _toml(value) for key, value in fields.items()}
+    return [option, ",".join(value if key == main else f"{key}={value}" for key, value in pairs.items())]
 
 
 def _inline(fields: Mapping[str, Any]) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from edgecompress.data import InputSpec
-from edgecompress.errors import ModelError
+from edgecompress.errors import EdgeCompressError, ModelError
 
 _CALL_FIX = (
     "use layers and keras.ops in `call`, and no `if`, `for` or NumPy on the values of tensors; "
@@ -138,19 +139,39 @@ def _answers_alike(model: Any, traced: Any, arguments: dict[str, Any]) -> bool:
     return all(np.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True) for a, b in zip(expected, received, strict=True))
 
 
+def graph_nodes(graph: Any) -> Iterator[Any]:
+    """Yields the calls in a functional graph, inputs left out, in an order in which they can be done."""
+    by_depth = graph._nodes_by_depth  # noqa: SLF001
+    for depth in sorted(by_depth, reverse=True):
+        yield from (node for node in by_depth[depth] if not node.is_input)
+
+
+def explicit_arguments(node: Any) -> dict[str, Any]:
+    """Returns the keyword arguments of a call but those that Keras fills in when the layer is called again.
+
+    Keras 3 tells each layer whether it is trained, whatever its call says, and passes on the masks of its inputs.
+    """
+    import keras
+
+    arguments = node.arguments
+    masks = {id(tensor._keras_mask) for tensor in arguments.keras_tensors if hasattr(tensor, "_keras_mask")}  # noqa: SLF001
+    filled_in = {"mask", *(f"{name}_mask" for name in inspect.signature(node.operation.call).parameters)}
+
+    def is_explicit(key: str, value: Any) -> bool:
+        leaves = [leaf for leaf in keras.tree.flatten(value) if leaf is not None]
+        return key != "training" and bool(leaves) and not (key in filled_in and {id(leaf) for leaf in leaves} <= masks)
+
+    return {key: value for key, value in arguments.kwargs.items() if is_explicit(key, value)}
+
+
 def clone_model(model: Any) -> Any:
     """Returns a copy of a Keras 3 model, not compiled and with weights of its own; `model` is left as it is.
 
     Raises:
         ModelError: A layer cannot be made again from its configuration.
     """
-    try:
+    with copying(model):
         clone = _clone(model, lambda config: config)
-    except Exception as error:
-        raise ModelError(
-            f"cannot be copied: {cause_of(error)}", where=model.name,
-            fix="give its custom layers a get_config() from which they can be made again",
-        ) from error  # fmt: skip
     for layer, copy in zip(model._flatten_layers(), clone._flatten_layers(), strict=True):  # noqa: SLF001
         if not getattr(layer, "layers", None):
             copy.trainable = layer.trainable
@@ -206,12 +227,6 @@ def _clone(model: Any, change: Callable[[Any], Any]) -> Any:
     """Returns a copy of a model, made from its layers' configurations, which `change` may change."""
     import keras
 
-    custom = {
-        type(layer).__name__: type(layer)
-        for layer in model._flatten_layers()  # noqa: SLF001
-        if not type(layer).__module__.startswith("keras.")
-    }
-
     def remake(layer: Any) -> Any:
         if not isinstance(layer, keras.layers.Layer):
             return layer
@@ -220,7 +235,7 @@ def _clone(model: Any, change: Callable[[Any], Any]) -> Any:
     compiled = model.compiled
     try:
         model.compiled = False  # Keras would compile the copy, too, which fails with a loss that it does not know
-        with keras.saving.custom_object_scope(custom):
+        with keras.saving.custom_object_scope(_custom_layers(model)):
             clone = keras.models.clone_model(model, clone_function=remake)
     finally:
         model.compiled = compiled
@@ -228,6 +243,32 @@ def _clone(model: Any, change: Callable[[Any], Any]) -> Any:
     for layer, copy in zip(model._flatten_layers(), clone._flatten_layers(), strict=True):  # noqa: SLF001
         copy.name = layer.name  # which the configuration of a custom layer may leave out
     return clone
+
+
+@contextlib.contextmanager
+def copying(model: Any) -> Iterator[None]:
+    """Lets the layers of a model be made again from their configurations, also those that Keras does not know.
+
+    Raises:
+        ModelError: A layer cannot.
+    """
+    import keras
+
+    try:
+        with keras.saving.custom_object_scope(_custom_layers(model)):
+            yield
+    except EdgeCompressError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"cannot be copied: {cause_of(error)}", where=model.name,
+            fix="give its custom layers a get_config() from which they can be made again",
+        ) from error  # fmt: skip
+
+
+def _custom_layers(model: Any) -> dict[str, Any]:
+    layers = model._flatten_layers()  # noqa: SLF001
+    return {type(layer).__name__: type(layer) for layer in layers if not type(layer).__module__.startswith("keras.")}
 
 
 def no_inputs(where: object) -> ModelError:

@@ -1,7 +1,8 @@
 """Counts the multiply-accumulates (MACs) of Keras layers, batch 1, from their configuration and shapes.
 
 Layers are known by the names of their classes and of the Keras classes they inherit from: this module imports neither
-Keras nor TensorFlow, works for Keras 3 and tf_keras, and counts a subclass of a Keras layer as that layer.
+Keras nor TensorFlow, works for Keras 3 and tf_keras, and counts a subclass of a Keras layer as that layer. The layers
+of `edgecompress.layers` are counted, too.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 FRAMEWORKS = ("keras", "tf_keras")
+_KNOWN = (*FRAMEWORKS, "edgecompress")  # whose layers are known by the names of their classes
 
 Shape = tuple[int | None, ...]
 
@@ -112,8 +114,8 @@ def _flatten(structure: Any) -> Iterator[Any]:
 
 
 def _kinds(layer: Any) -> list[str]:
-    """Returns the names of a layer's classes that Keras defines, the most derived first."""
-    return [base.__name__ for base in type(layer).__mro__ if base.__module__.split(".")[0] in FRAMEWORKS]
+    """Returns the names of a layer's classes that Keras or EdgeCompress defines, the most derived first."""
+    return [base.__name__ for base in type(layer).__mro__ if base.__module__.split(".")[0] in _KNOWN]
 
 
 def _function(layer: Any, kinds: Sequence[str]) -> str:
@@ -132,6 +134,22 @@ def _product(sizes: Sequence[int | None]) -> int:
 
 def _dense(call: Call) -> int:
     return _product(call.inputs[0][1:]) * int(call.layer.units)
+
+
+def _vectors(call: Call) -> int:
+    """Returns how many vectors of features a sample is made of."""
+    shape = call.inputs[0]
+    return _product(shape[1:]) // _product(shape[-1:])
+
+
+def _low_rank_dense(call: Call) -> int:
+    layer = call.layer
+    return _vectors(call) * int(layer.rank) * (int(layer.u.shape[0]) + int(layer.units))
+
+
+def _factorized_dense(call: Call) -> int:
+    """The residual counts whole, because it is multiplied as a whole: its zeros save no arithmetic."""
+    return _low_rank_dense(call) + (0 if call.layer.residual_values is None else _dense(call))
 
 
 def _einsum_dense(call: Call) -> int:
@@ -170,8 +188,16 @@ def _channels(call: Call) -> int:
 def _recurrent(call: Call) -> int:
     gates = next(_GATES[kind] for kind in _kinds(call.layer) if kind in _GATES)
     features, units = _product(call.inputs[0][-1:]), int(call.layer.units)
-    steps = _product(call.inputs[0][1:]) // features
-    return steps * gates * units * (features + units)
+    return _vectors(call) * gates * units * (features + units)
+
+
+def _low_rank_recurrent(call: Call) -> int:
+    """Each step multiplies with each kernel once, but for the one that comes before and after the reset gate."""
+    cell = call.layer.cell
+    products: int = sum(math.prod(kernel.shape) for kernel in call.layer.get_prunable_weights())
+    if cell.recurrent_rank is not None and cell.gates == "joint" and not getattr(cell, "reset_after", True):
+        products += math.prod(cell.recurrent_u.shape)
+    return _vectors(call) * products
 
 
 def _bidirectional(call: Call) -> int:
@@ -209,6 +235,10 @@ _COUNTERS: dict[str, Callable[[Call], int]] = {
     "Bidirectional": _bidirectional,
     "Dense": _dense,
     "EinsumDense": _einsum_dense,
+    "FactorizedDense": _factorized_dense,
+    "LowRankDense": _low_rank_dense,
+    "LowRankGRU": _low_rank_recurrent,
+    "LowRankLSTM": _low_rank_recurrent,
     "MultiHeadAttention": _multi_head_attention,
     "TimeDistributed": _time_distributed,
     **dict.fromkeys(_GATES, _recurrent),

@@ -36,7 +36,7 @@ from edgecompress.models import LoadedModel, load_model, save_model
 from edgecompress.outputs import REPORT_FILE, TrainingFolder, whole_file, whole_folder
 from edgecompress.passes.base import Progress
 from edgecompress.planning import plan_passes, refuse_unready, shapes_by_name
-from edgecompress.profiles import Profile, Target, load_profile
+from edgecompress.profiles import Profile, Target, find_profile, load_profile
 from edgecompress.quantizing import quantize_best, refuse_unresolved
 from edgecompress.recipes import Recipe
 from edgecompress.report import CompressReport, FileSize, Report, SourceModel, Variant
@@ -101,7 +101,7 @@ def convert(  # noqa: PLR0913 (each is one option of the command line)
     device = profile if isinstance(profile, Profile) else load_profile(profile)
     recipe = recipe or Recipe()
     destination = Path(output) if output is not None else Path(f"{_stem(model)}-{device.name}")
-    refuse_unready(recipe, train, resume=resume)
+    refuse_unready(recipe, train=train, data=data, resume=resume)
     refuse_scheme(recipe, device, samples=data is not None or train is not None)
     with (
         TrainingFolder(destination) as checkpoints,
@@ -158,7 +158,7 @@ def convert(  # noqa: PLR0913 (each is one option of the command line)
         violations = check_limits(after, device, latency_ms=_latency_on_device(device, measured[1:]))
         report = Report(
             command=command_line(
-                model, device if profile is device else profile, data=data, train=train, output=output, recipe=recipe,
+                model, profile, data=data, train=train, output=output, recipe=recipe,
                 input_shape=shapes_by_name(input_shape), input_range=input_range, custom_objects=custom_objects,
                 unsafe=unsafe, benchmark=benchmark,
             ),
@@ -197,6 +197,7 @@ def compress(  # noqa: PLR0913 (each is one option of the command line)
     output: str | Path | None = None,
     *,
     recipe: Recipe,
+    profile: str | Path | Profile | None = None,
     train: object = None,
     data: object = None,
     resume: bool = False,
@@ -206,14 +207,17 @@ def compress(  # noqa: PLR0913 (each is one option of the command line)
     unsafe: bool = False,
     progress: Progress | None = None,
 ) -> CompressReport:
-    """Prunes and clusters a Keras 3 model and writes it as a .keras file, compiled as the model was.
+    """Factorizes, fuses, prunes and clusters a Keras 3 model, and writes it as a .keras file, compiled as it was.
 
     Args:
         model: A path of a Keras 3 model, or a Keras 3 model, which stays as it is.
         output: The .keras file to write; `<model>-compressed.keras` in the current folder if absent.
         recipe: Its passes are run; qat is none of them, because it ends in an integer file (see `convert`).
+        profile: The device whose kernels low_rank and fuse go by: a bundled profile's name, a TOML file, or a Profile;
+            absent: ranks are multiples of 8, and fuse saves bytes rather than arithmetic.
         train: Samples with labels to train on; without them the passes change the weights once, and nothing is trained.
-        data: Samples to verify on; absent: some of the training samples, which are then not trained on.
+        data: Samples to verify on, some of which show low_rank the activations if `train` is absent; absent: some of
+            the training samples verify, and are then not trained on.
         resume: Go on from the checkpoints that an earlier run of the same kind left beside the output.
         input_shape: Fixes dimensions that vary: a shape, or shapes by input name; with or without the batch.
         input_range: The range that 8-bit samples are mapped to.
@@ -226,8 +230,9 @@ def compress(  # noqa: PLR0913 (each is one option of the command line)
     """
     say = progress or _say_nothing
     destination = Path(output) if output is not None else Path(f"{_stem(model)}-compressed.keras")
+    device = find_profile(profile)
     _refuse_recipe(recipe)
-    refuse_unready(recipe, train, resume=resume)
+    refuse_unready(recipe, train=train, data=data, resume=resume)
     with (
         TrainingFolder(destination) as checkpoints,
         whole_file(destination, source=_path_of(model)) as file,
@@ -237,13 +242,13 @@ def compress(  # noqa: PLR0913 (each is one option of the command line)
         source = load_model(model, custom_objects=custom_objects, unsafe=unsafe)
         specs = apply_shapes(source.inputs, shapes_by_name(input_shape))
         samples = prepare_samples(data, train, specs, recipe, calibrate=False, input_range=input_range, unsafe=unsafe)
-        refuse_unknown_ids(source, samples.training, samples.held_out)
-        plan_passes(source, recipe.passes, samples.fixed).require()
+        refuse_unknown_ids(source, samples.training, samples.calibration, samples.held_out)
+        plan_passes(source, recipe.passes, samples.fixed, device).require()
         original = Path(scratch, "original.keras")
         save_model(clone_model(source.model), original)  # the state of an optimizer is no part of the model
         answers = source.predict(samples.held_out.inputs, fixed=samples.fixed)
 
-        trained = run_passes(source, recipe, samples, checkpoints, say, resume=resume)
+        trained = run_passes(source, recipe, samples, checkpoints, say, device=device, resume=resume)
         uncompiled = compile_as(trained.model.model, source.compile_config, where=source.name, objects=custom_objects)
         save_model(trained.model.model, file)
 
@@ -253,11 +258,13 @@ def compress(  # noqa: PLR0913 (each is one option of the command line)
         verified = verify(answers, outputs, samples.held_out.labels, samples.kind)
         return CompressReport(
             command=compress_command_line(
-                model, data=data, train=train, output=output, recipe=recipe, input_shape=shapes_by_name(input_shape),
-                input_range=input_range, custom_objects=custom_objects, unsafe=unsafe,
+                model, profile, data=data, train=train,
+                output=output, recipe=recipe, input_shape=shapes_by_name(input_shape), input_range=input_range,
+                custom_objects=custom_objects, unsafe=unsafe,
             ),
             versions=decisive_versions(),
             machine=describe_machine(),
+            profile=None if device is None else device.name,
             source=_describe_source(source),
             recipe=recipe,
             data=samples.used,
@@ -305,7 +312,8 @@ def _refuse_recipe(recipe: Recipe) -> None:
     """Refuses a recipe that `compress` has nothing to do for, or too much."""
     if not recipe.passes:
         raise UsageError(
-            "there is nothing to do: no pass was asked for", fix="add --prune 0.8 or --cluster 16, or a --recipe"
+            "there is nothing to do: no pass was asked for",
+            fix="add --low-rank 0.5, --fuse, --prune 0.8 or --cluster 16, or a --recipe",
         )
     if recipe.qat is not None:
         raise UsageError(

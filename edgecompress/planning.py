@@ -14,12 +14,14 @@ from edgecompress.models import LoadedModel, load_model
 from edgecompress.passes import registry
 from edgecompress.passes.base import LayerPlan
 from edgecompress.passes.prune import layers_with_zeros
-from edgecompress.profiles import Profile, load_profile
+from edgecompress.profiles import Profile, find_profile
 from edgecompress.recipes import Recipe
 from edgecompress.scheme_choice import refuse_scheme, trained_scheme
 from edgecompress.schemes import QuantizationScheme
-from edgecompress.techniques import Cluster, Prune, Qat, Technique, Training
+from edgecompress.techniques import Cluster, Fuse, LowRank, Prune, Qat, Technique, Training
 from edgecompress.tfmot.qat import plan_qat
+
+_REBUILDS = ("low_rank", "fuse")  # passes after which the model has other layers
 
 
 class _Part(BaseModel):
@@ -47,6 +49,7 @@ class Plan(_Part):
         scheme: The number types that qat trains for; None: nothing is trained for some.
         asked: Whether the passes were asked for; otherwise each is shown alone, with its defaults.
         passes: The plan of each pass, in their order.
+        notes: What a reader of the plan must know about it.
     """
 
     schema_name: Literal["edgecompress.plan/1"] = Field("edgecompress.plan/1", alias="schema")
@@ -55,6 +58,7 @@ class Plan(_Part):
     scheme: QuantizationScheme | None = None
     asked: bool
     passes: tuple[PassPlan, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def refused(self) -> LayerPlan | None:
@@ -99,7 +103,7 @@ def plan(
     trains = recipe is not None and recipe.qat is not None
     if profile is None and trains:
         profile = "host"
-    device = profile if profile is None or isinstance(profile, Profile) else load_profile(profile)
+    device = find_profile(profile)
     scheme = None
     if recipe is not None and device is not None:
         refuse_scheme(recipe, device, samples=True)
@@ -107,7 +111,7 @@ def plan(
     source = load_model(model, custom_objects=custom_objects, unsafe=unsafe)
     specs = apply_shapes(source.inputs, shapes_by_name(input_shape))
     asked = recipe.passes if recipe is not None else ()
-    techniques: tuple[Technique, ...] = asked or (Prune(), Cluster(), Qat())
+    techniques: tuple[Technique, ...] = asked or (LowRank(), Fuse(), Prune(), Cluster(), Qat())
     if any(isinstance(one, Qat) for one in techniques):
         specs = fix_shapes(specs, None)
     return plan_passes(source, techniques, specs, device, scheme=scheme, asked=bool(asked))
@@ -138,7 +142,7 @@ def plan_passes(
     if source.framework != "keras":
         kind = {"tf_keras": "a model of Keras 2", "saved_model": "a SavedModel"}[source.framework]
         raise ModelError(
-            "pruning, clustering and qat take models of Keras 3", where=source.name, received=kind,
+            "low_rank, fuse, prune, cluster and qat take models of Keras 3", where=source.name, received=kind,
             fix="build the model with Keras 3, load its weights, and give what model.save('model.keras') writes",
         )  # fmt: skip
     return Plan(
@@ -146,7 +150,8 @@ def plan_passes(
         profile=None if device is None else device.name,
         scheme=scheme,
         asked=asked,
-        passes=tuple(_plan_each(source.model, techniques, fixed, asked=asked)),
+        passes=tuple(_plan_each(source.model, techniques, fixed, device, asked=asked)),
+        notes=tuple(_on_rebuilding(techniques)) if asked else (),
     )
 
 
@@ -157,45 +162,77 @@ def shapes_by_name(shape: Mapping[str, Sequence[int]] | Sequence[int] | None) ->
     return dict(shape) if isinstance(shape, Mapping) else {"": tuple(shape)}
 
 
-def refuse_unready(recipe: Recipe, train: object, *, resume: bool) -> None:
+def refuse_unready(recipe: Recipe, *, train: object, data: object, resume: bool) -> None:
     """Refuses passes without what they need, and what only passes need where there are none.
 
     Raises:
         UsageError: Training was asked for, but no pass trains.
-        DataError: Training was asked for, but there is nothing to train on.
+        DataError: Training was asked for, but there is nothing to train on; a budget is to be shared, but there are no
+            samples to judge the layers by.
     """
     settings = recipe.training != Training()
-    if not recipe.passes:
+    for one in recipe.passes:
+        if isinstance(one, LowRank):
+            refuse_unsampled(one, samples=train is not None or data is not None)
+    if all(isinstance(one, Fuse) for one in recipe.passes):
         given = {"--train": train is not None, "--resume": resume, "the settings of the training": settings}
         name = next((name for name, is_given in given.items() if is_given), None)
         if name is not None:
             raise UsageError(
                 f"no pass trains the model, so {name} would have no effect",
-                fix="add --prune, --cluster or --qat (or [[passes]] to the recipe), or leave it out",
+                fix="add --low-rank, --prune, --cluster or --qat (or [[passes]] to the recipe), or leave it out",
             )
     elif train is None:
         fix = "pass --train samples.npz, with labels as y"
         if recipe.qat is not None:
             raise DataError("qat trains the model, which needs training samples", fix=fix)
-        if settings or resume or any(one.epochs is not None for one in recipe.passes):
+        if any(isinstance(one, LowRank) and one.distill for one in recipe.passes):
+            raise DataError("low_rank: distill trains the model, which needs training samples", fix=fix)
+        if settings or resume or any(getattr(one, "epochs", None) is not None for one in recipe.passes):
             what = "--resume" if resume else "how to train (epochs or the like)"
             raise DataError(f"{what} was given, but nothing to train on", fix=fix)
 
 
+def refuse_unsampled(spec: LowRank, *, samples: bool) -> None:
+    """Refuses a budget without samples: it is shared over the layers by what each does to their outputs.
+
+    Raises:
+        DataError: There are none.
+    """
+    choice, _ = spec.choice
+    if choice.endswith("_budget") and not samples:
+        raise DataError(
+            f"low_rank: {choice} is shared over the layers by the error of their outputs, which needs samples",
+            fix="pass --train or --data, or choose ranks by energy, ratio or evbmf",
+        )
+
+
+def _on_rebuilding(techniques: Sequence[Technique]) -> Iterator[str]:
+    kinds = [one.kind for one in techniques]
+    first = next((kind for kind in kinds[:-1] if kind in _REBUILDS), None)
+    if first is not None:
+        after = ", ".join(kinds[kinds.index(first) + 1 :])
+        yield f"{first} makes new layers: the plan of {after} is for the layers as they are before it."
+
+
 def _plan_each(
-    model: Any, techniques: Sequence[Technique], fixed: Sequence[InputSpec], *, asked: bool
+    model: Any, techniques: Sequence[Technique], fixed: Sequence[InputSpec], device: Profile | None, *, asked: bool
 ) -> Iterator[PassPlan]:
     sparse: set[str] = set()  # layers that the passes planned so far leave zeros in
     for one in techniques:
-        yield PassPlan(technique=one, layers=_plan_one(model, one, fixed, sparse))
+        yield PassPlan(technique=one, layers=_plan_one(model, one, fixed, sparse, device))
         if asked and isinstance(one, Prune):
             sparse |= layers_with_zeros(model, one)
 
 
 def _plan_one(
-    model: Any, technique: Technique, fixed: Sequence[InputSpec], sparse: Collection[str]
+    model: Any, technique: Technique, fixed: Sequence[InputSpec], sparse: Collection[str], device: Profile | None
 ) -> tuple[LayerPlan, ...]:
     if isinstance(technique, Qat):
         return plan_qat(model, technique, fixed)
     plan_pass, _ = registry()[technique.kind]
-    return plan_pass(model, technique, sparse=sparse) if isinstance(technique, Cluster) else plan_pass(model, technique)
+    if isinstance(technique, Cluster):
+        return plan_pass(model, technique, sparse=sparse)
+    if isinstance(technique, Fuse) and device is not None:
+        return plan_pass(model, technique, prefers=device.kernels.prefers)
+    return plan_pass(model, technique)

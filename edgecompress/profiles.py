@@ -107,6 +107,17 @@ class QuantizationSpec(_Part):
         return self
 
 
+class Kernels(_Part):
+    """What the device's kernels like, which passes go by where they have a choice."""
+
+    rank_multiple: _PositiveInt = Field(
+        8, description="Ranks of low-rank layers are multiples of this: what matrix kernels work on at a time."
+    )
+    prefers: Literal["size", "speed"] = Field(
+        "size", description="What `fuse` saves where it can have either: bytes of the file, or arithmetic."
+    )
+
+
 class CheckSpec(_Part):
     """Which rules the finished file must keep."""
 
@@ -149,6 +160,7 @@ class Profile(_Part):
     chip: Chip
     runtime: RuntimeSpec
     quantization: QuantizationSpec
+    kernels: Kernels = Kernels()
     check: CheckSpec
     limits: Limits = Limits()
     package: PackageSpec = PackageSpec()
@@ -181,6 +193,11 @@ def load_profile(name_or_path: str | Path) -> Profile:
             fix=f"{did_you_mean(text, list_profiles())}; or give the path of a .toml file",
         )
     return _parse(resources.files(_BUNDLED).joinpath(f"{text}.toml").read_text("utf-8"), where=f"{text}.toml")
+
+
+def find_profile(profile: str | Path | Profile | None) -> Profile | None:
+    """Returns the profile that an optional argument means: `load_profile` of a name or path; others as they are."""
+    return profile if profile is None or isinstance(profile, Profile) else load_profile(profile)
 
 
 def profile_schema() -> dict[str, Any]:

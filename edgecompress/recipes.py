@@ -17,6 +17,8 @@ from edgecompress.techniques import Qat, Technique, Training
 _Count = Annotated[int, Field(gt=0, strict=True)]
 _Fraction = Annotated[float, Field(ge=0, le=1, strict=True)]
 
+CALIBRATION_SAMPLES = 200
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,7 +31,9 @@ class Quantization(_Part):
     algorithm: Algorithm = Field(Algorithm.MIN_MAX, description="How the scales of the weights are found.")
     input_type: IoType | None = Field(None, description="Type of the inputs; absent: the profile's.")
     output_type: IoType | None = Field(None, description="Type of the outputs; absent: the profile's.")
-    calibration_samples: _Count = Field(200, description="Samples that set activation ranges.")
+    calibration_samples: _Count = Field(
+        CALIBRATION_SAMPLES, description="Samples that set activation ranges, and show low_rank the activations."
+    )
 
 
 class Verification(_Part):

@@ -60,6 +60,8 @@ def refuse_unsafe_layers(path: Path, config: object) -> None:
 def refuse_unknown_classes(path: Path, config: object, objects: Mapping[str, Any]) -> None:
     """Refuses custom classes and functions that were neither given nor registered with Keras.
 
+    The layers of EdgeCompress are registered here if the file names any of them.
+
     Files of the older kind name neither a module nor a registered name: there only Keras can say what it knows.
 
     Raises:
@@ -67,6 +69,8 @@ def refuse_unknown_classes(path: Path, config: object, objects: Mapping[str, Any
     """
     for entry in _entries(config):
         kind, module, registered = entry["class_name"], entry.get("module"), entry.get("registered_name")
+        if str(registered or kind).startswith("edgecompress>"):
+            import edgecompress.layers  # noqa: F401 (it registers them)
         if kind == "function":
             kind = str(entry.get("config"))
             known = registered is None or _is_keras_function(kind)

@@ -12,6 +12,7 @@ from edgecompress.data import Dataset, InputSpec, fix_shapes, hash_samples, load
 from edgecompress.errors import DataError
 from edgecompress.recipes import Recipe
 from edgecompress.report.model import DataUsed, TrainingData
+from edgecompress.techniques import LowRank
 from edgecompress.verify.verification import SampleKind, random_inputs
 
 _RANDOM_SAMPLES = 8
@@ -25,7 +26,7 @@ class Samples:
 
     Attributes:
         fixed: The model's inputs with every dimension fixed.
-        calibration: What sets the ranges of activations, or None.
+        calibration: What sets the ranges of activations, and shows low_rank the activations; or None.
         held_out: What the result is verified on.
         training: What the passes train on, or None.
         used: Where calibration and held-out samples come from, or None.
@@ -42,6 +43,11 @@ class Samples:
     trained_on: TrainingData | None = None
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def activations(self) -> Dataset | None:
+        """What passes may look at the activations of: whatever does not verify the result."""
+        return self.calibration if self.training is None else self.training
 
     @property
     def kind(self) -> SampleKind:
@@ -67,7 +73,8 @@ def prepare_samples(
         data: Samples to calibrate with and verify on, or None: they come from the training samples.
         train: Labelled samples to train on, or None.
         specs: The model's inputs.
-        recipe: Says how many samples each use takes, and the seed.
+        recipe: Says how many samples each use takes, and the seed; with low_rank among its passes, and nothing to train
+            on, some of the data show it the activations.
         calibrate: Whether samples have to set the ranges of activations.
         input_range: The range that 8-bit samples are mapped to.
         unsafe: Accept pickled arrays.
@@ -77,6 +84,8 @@ def prepare_samples(
             only and no `data`.
     """
     training = None if train is None else _load_training(train, specs, recipe, input_range, unsafe=unsafe)
+    if train is None and any(isinstance(each, LowRank) for each in recipe.passes):
+        calibrate = True
     wanted = recipe.quantization.calibration_samples if calibrate else 0
     if data is None:
         return _without_data(training, specs, recipe, wanted)

@@ -18,6 +18,11 @@ _UpToHalf = Annotated[float, Field(ge=0, le=0.5, strict=True)]
 _Sparsity = Annotated[float, Field(ge=0, lt=1, strict=True)]
 _Clusters = Annotated[int, Field(ge=0, strict=True)]
 _Switch = Annotated[bool, Field(strict=True)]
+_Fraction = Annotated[float, Field(gt=0, lt=1, strict=True)]
+_Energy = Annotated[float, Field(gt=0, le=1, strict=True)]
+_Budget = _Fraction | _Count
+_RankOrShare = Annotated[int, Field(ge=0, strict=True)] | _Fraction
+RANK_CHOICES = ("rank", "ratio", "energy", "params_budget", "flops_budget", "evbmf")
 
 
 class _Part(BaseModel):
@@ -136,7 +141,74 @@ class Qat(_Part):
     _patterns = field_validator("exclude")(_check_patterns)
 
 
-Technique = Annotated[Prune | Cluster | Qat, Field(discriminator="kind")]
+class LowRank(_Part):
+    """Replaces kernels by products of smaller ones, where that saves both weights and arithmetic.
+
+    Exactly one of the ways of choosing ranks is given; without any, `energy` is 0.95.
+    """
+
+    kind: Literal["low_rank"] = "low_rank"
+    rank: _Count | None = Field(None, description="This rank in each layer whose matrices are larger.")
+    ratio: _Fraction | None = Field(None, description="Share of its weights that each layer may keep.")
+    energy: _Energy | None = Field(None, description="Share of the squared singular values that each matrix keeps.")
+    params_budget: _Budget | None = Field(
+        None, description="Weights that the model may keep, as a share (0.5) or a number (200000), shared over layers."
+    )
+    flops_budget: _Budget | None = Field(
+        None, description="FLOPs (2 x MACs) that the model may keep, as a share or a number, shared over the layers."
+    )
+    evbmf: _Switch = Field(False, description="Rank by variational Bayesian matrix factorization: no setting at all.")
+    layers: dict[str, _RankOrShare] = Field(
+        {},
+        description="By regular expression over layer names, the first that matches: a rank (16), a share of the "
+        "layer's weights (0.25), or 0, which leaves the layer alone.",
+    )
+    activation_aware: _Switch = Field(
+        True, description="Keep what matters for the layer's outputs on the samples; false: for its weights."
+    )
+    conv: Literal["auto", "spatial", "channel", "tucker", "cp"] = Field(
+        "auto", description="How convolutions are factorized; auto: as does least harm at the cost."
+    )
+    gates: Literal["joint", "separate"] = Field(
+        "joint", description="Whether the gates of a GRU or LSTM share factors or have their own."
+    )
+    multiple: _Count | None = Field(None, description="Ranks are multiples of this; absent: what the profile prefers.")
+    distill: _Share = Field(
+        0.0, description="Weight, in the loss, of answering as the original did (Hinton et al. 2015)."
+    )
+    epochs: _Count | None = Field(None, description="Epochs of this pass; absent: those of [training].")
+
+    _patterns = field_validator("layers")(_check_patterns)
+
+    @model_validator(mode="after")
+    def _has_one_choice(self) -> LowRank:
+        given = [name for name in RANK_CHOICES if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are different ways of choosing ranks: give one of them")
+        if self.conv == "cp" and self.choice[0] in ("energy", "evbmf"):
+            raise ValueError("conv 'cp' has no singular values to choose by: give a rank, a ratio or a budget")
+        return self
+
+    @property
+    def choice(self) -> tuple[str, float]:
+        """The way of choosing ranks, and its value."""
+        return next(((name, getattr(self, name)) for name in RANK_CHOICES if getattr(self, name)), ("energy", 0.95))
+
+
+class Fuse(_Part):
+    """Merges layers that can be one: the same answers with fewer weights or less arithmetic."""
+
+    kind: Literal["fuse"] = "fuse"
+    batch_norm: _Switch = Field(True, description="Fold batch normalization into the layer before.")
+    linear: _Switch = Field(True, description="Merge linear layers that follow one another where that saves weights.")
+    embedding: Literal["auto", "size", "speed", "off"] = Field(
+        "auto",
+        description="Multiply the input kernel of a GRU or LSTM into the embedding before: if that is smaller (size), "
+        "in any case (speed), as the profile prefers (auto), or never (off).",
+    )
+
+
+Technique = Annotated[LowRank | Fuse | Prune | Cluster | Qat, Field(discriminator="kind")]
 
 
 def setting_for(name: str, layers: dict[str, Any], otherwise: Any) -> Any:

@@ -14,13 +14,14 @@ from edgecompress.models import LoadedModel
 from edgecompress.outputs import TrainingFolder
 from edgecompress.passes import apply_passes
 from edgecompress.passes.base import PassContext, PassResult, Progress
-from edgecompress.profiles import Profile
+from edgecompress.profiles import Kernels, Profile
 from edgecompress.quantizing import Quantized, chosen, prove_it_runs, quantize_best, refuse_unresolved
 from edgecompress.recipes import Recipe
+from edgecompress.report.tables import counted
 from edgecompress.samples import Samples
 from edgecompress.scheme_choice import trained_scheme
 from edgecompress.schemes import QuantizationScheme
-from edgecompress.techniques import Qat
+from edgecompress.techniques import LowRank, Qat
 from edgecompress.tfmot.qat import train_quantized
 
 
@@ -51,16 +52,18 @@ def run_passes(
         samples: Those to train on among them; without, nothing is trained.
         folder: Takes the checkpoints.
         say: Called with (step, done, total).
-        device: What the file is for; needed by qat only.
+        device: What the file is for, whose kernels passes go by; needed by qat only.
         resume: Go on from the checkpoints in the folder.
 
     Returns:
         A model whose inputs and outputs have the names of the source's.
     """
-    notes = list(_on_the_range(source, samples))
+    notes = [*_on_the_range(source, samples), *_on_activations(recipe, samples)]
+    kernels = _kernels_of(device)
     context = PassContext(
-        training=recipe.training, seed=recipe.seed, data=samples.training, compile_config=source.compile_config, say=say
-    )
+        training=recipe.training, seed=recipe.seed, data=samples.training, calibration=samples.activations,
+        multiple=kernels.rank_multiple, prefers=kernels.prefers, compile_config=source.compile_config, say=say,
+    )  # fmt: skip
     if samples.training is not None:
         found = folder.open(_identity(source, recipe, samples, device), resume=resume)
         context = replace(context, checkpoints=folder.path, resume=found)
@@ -115,8 +118,26 @@ def _identity(source: LoadedModel, recipe: Recipe, samples: Samples, device: Pro
         "training": described["training"],
         "seed": recipe.seed,
         "train": None if trained_on is None else trained_on.sha256,
+        "kernels": _kernels_of(device).model_dump(),
         "scheme": None if recipe.qat is None or device is None else str(trained_scheme(recipe, device)),
     }
+
+
+def _kernels_of(device: Profile | None) -> Kernels:
+    return Kernels() if device is None else device.kernels
+
+
+def _on_activations(recipe: Recipe, samples: Samples) -> Iterator[str]:
+    """Says which samples low_rank looked at, or that there were none."""
+    if not any(isinstance(each, LowRank) and each.activation_aware for each in recipe.passes):
+        return
+    if samples.activations is None:
+        yield (
+            "low_rank had no samples: it kept what matters for the weights (plain SVD), not for the outputs. "
+            "Pass --data or --train."
+        )
+    elif samples.training is None:
+        yield f"low_rank looked at the activations of {counted(len(samples.activations), 'sample')} of --data."
 
 
 def _on_the_range(source: LoadedModel, samples: Samples) -> Iterator[str]:

@@ -6,8 +6,8 @@ import platform
 from importlib import metadata
 
 _DECISIVE = (
-    "tensorflow", "keras", "tf-keras", "tensorflow-model-optimization", "litert-quantizer", "ethos-u-vela",
-    "ai-edge-litert", "tflite-runtime", "numpy",
+    "tensorflow", "keras", "tf-keras", "tensorflow-model-optimization", "tensorly", "litert-quantizer",
+    "ethos-u-vela", "ai-edge-litert", "tflite-runtime", "numpy",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from edgecompress.command import command_line, compress_command_line, recipe_opt
 from edgecompress.profiles import load_profile
 from edgecompress.recipes import Quantization, Recipe, Verification
 from edgecompress.schemes import Algorithm, IoType, QuantizationScheme
-from edgecompress.techniques import Prune, Qat, Training
+from edgecompress.techniques import Fuse, LowRank, Prune, Qat, Training
 
 OTHER = {
     "seed": 3,
@@ -156,12 +156,24 @@ def test_a_compression_says_nothing_of_what_only_a_conversion_uses() -> None:
         passes=(Prune(sparsity=0.8),), training=Training(epochs=2), quantization=Quantization(calibration_samples=9)
     )
     words = compress_command_line(
-        "model.keras", data=None, train="train.npz", output="small.keras", recipe=recipe, input_shape={"": (8,)},
+        "model.keras", None, data=None, train="train.npz", output="small.keras", recipe=recipe, input_shape={"": (8,)},
         input_range=None, custom_objects=None, unsafe=True,
     )  # fmt: skip
     said = "compress model.keras --train train.npz --output small.keras --prune 0.8 --epochs 2 --input-shape 8 --unsafe"
     assert list(words) == ["edgecompress", *said.split()]
     assert compress.command.make_context("compress", list(words[2:])).params["train"] == "train.npz"
+
+
+def test_a_compression_says_its_device_and_how_many_samples_low_rank_looked_at() -> None:
+    recipe = Recipe(passes=(LowRank(energy=0.9), Fuse()), quantization=Quantization(calibration_samples=9))
+    words = compress_command_line(
+        "model.keras", "pixel", data="data.npz", train=None, output=None, recipe=recipe, input_shape={},
+        input_range=None, custom_objects=None, unsafe=False,
+    )  # fmt: skip
+    said = "compress model.keras --profile pixel --data data.npz --low-rank energy=0.9 --fuse --calibration-samples 9"
+    assert list(words) == ["edgecompress", *said.split()]
+    params = compress.command.make_context("compress", list(words[2:])).params
+    assert (params["profile"], params["calibration_samples"], params["fuse"]) == ("pixel", 9, True)
 
 
 def test_passes_are_said_in_a_conversion() -> None:

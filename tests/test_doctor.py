@@ -17,7 +17,16 @@ from edgecompress.machine import describe_machine
 
 HEAVY = ("ai_edge_litert", "keras", "litert_quantizer", "tensorflow", "tf_keras")
 GROUPS = {
-    "conversion": ["tensorflow", "keras", "tf-keras", "tensorflow-model-optimization", "litert-quantizer", "pillow"],
+    "conversion": [
+        "tensorflow",
+        "keras",
+        "tf-keras",
+        "tensorflow-model-optimization",
+        "tensorly",
+        "litert-quantizer",
+        "pillow",
+        "matplotlib",
+    ],
     "runtime": ["ai-edge-litert", "tflite-runtime", "tflite-micro"],
     "delegate": ["XNNPACK (CPU)", "LiteRT GPU", "Edge TPU"],
     "tool": ["adb", "edgetpu_compiler", "vela"],

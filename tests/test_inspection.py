@@ -13,6 +13,7 @@ import tf_keras
 from edgecompress.artifacts import Artifact, read_artifact
 from edgecompress.errors import ModelError
 from edgecompress.inspection import LayerInfo, ModelSummary, inspect, summarize_keras
+from edgecompress.layers import FactorizedDense, LowRankDense, LowRankGRU, LowRankLSTM
 from tests.handmade import dense_model
 
 both = pytest.mark.parametrize("framework", [keras, tf_keras], ids=["keras", "tf_keras"])
@@ -257,3 +258,36 @@ def test_inspect_takes_files_and_models(tmp_path: Path) -> None:
     model.export(tmp_path / "saved", verbose=False)
     with pytest.raises(ModelError, match="a SavedModel has no layers"):
         inspect(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("shape", "make", "macs"),
+    [
+        ((12, 6), lambda: LowRankDense(5, 2), 12 * 2 * (6 + 5)),
+        ((12, 6), lambda: FactorizedDense(5, 2, 0.1), 12 * (2 * (6 + 5) + 6 * 5)),
+        ((12, 6), lambda: FactorizedDense(5, 2, 0), 12 * 2 * (6 + 5)),
+        ((12, 6), lambda: LowRankGRU(5), 12 * 3 * 5 * (6 + 5)),
+        ((12, 6), lambda: LowRankGRU(5, input_rank=2, recurrent_rank=3), 12 * (2 * (6 + 15) + 3 * (5 + 15))),
+        ((12, 6), lambda: LowRankGRU(5, recurrent_rank=3, reset_after=False), 12 * (6 * 15 + 3 * (2 * 5 + 15))),
+        (
+            (12, 6),
+            lambda: LowRankGRU(5, recurrent_rank=3, gates="separate", reset_after=False),
+            12 * (6 * 15 + 3 * 3 * (5 + 5)),
+        ),
+        ((12, 15), lambda: LowRankGRU(5, project_inputs=False), 12 * 5 * 15),
+        ((12, 6), lambda: LowRankLSTM(5, input_rank=2, recurrent_rank=3), 12 * (2 * (6 + 20) + 3 * (5 + 20))),
+        ((12, 6), lambda: keras.layers.Bidirectional(LowRankLSTM(5)), 2 * 12 * 4 * 5 * (6 + 5)),
+        ((3, 12, 6), lambda: keras.layers.TimeDistributed(LowRankGRU(5)), 3 * 12 * 3 * 5 * (6 + 5)),
+    ],
+)
+def test_macs_of_our_layers(shape: tuple[int, ...], make: Any, macs: int, to_tflite: Any, tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input(shape, batch_size=1), make()])
+    assert only(summarize_keras(model)).macs == macs
+    if len(shape) == 2:  # the converter takes no loop in a loop
+        assert read_artifact(to_tflite(model, tmp_path)).macs == macs
+
+
+def test_an_unknown_sequence_length_is_named_for_our_layers() -> None:
+    steps = sequential(keras, (None, 6), LowRankGRU(5, name="gru"), LowRankDense(2, 1))
+    assert steps.not_counted == ("gru: unknown sequence length",)
+    assert [layer.macs for layer in steps.layers] == [None, 7]

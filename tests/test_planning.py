@@ -5,9 +5,10 @@ import pytest
 
 import edgecompress
 from edgecompress.errors import DataError, ModelError, UsageError
+from edgecompress.passes import registry
 from edgecompress.planning import plan, refuse_unready
 from edgecompress.recipes import Quantization, Recipe
-from edgecompress.techniques import Cluster, Prune, Qat, Training
+from edgecompress.techniques import Cluster, Fuse, LowRank, Prune, Qat, Training
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +28,12 @@ def model():
 def test_without_a_recipe_each_technique_is_shown_with_its_defaults(model) -> None:
     found = plan(model)
     assert not found.asked
-    assert [one.technique for one in found.passes] == [Prune(), Cluster(), Qat()]
+    assert [one.technique for one in found.passes] == [LowRank(), Fuse(), Prune(), Cluster(), Qat()]
     for one in found.passes:
-        assert {"conv", "head"} <= {layer.layer for layer in one.layers if layer.applies}
         assert all(layer.detail for layer in one.layers)
+        if not isinstance(one.technique, Fuse):  # there is nothing to merge
+            assert {"conv", "head"} <= {layer.layer for layer in one.layers if layer.applies}
+    assert found.notes == ()
     assert found.refused is None
     assert found.require() is found
 
@@ -45,6 +48,27 @@ def test_a_recipe_is_planned_pass_by_pass(model) -> None:
     assert prune["conv"].applies
     assert not prune["head"].applies
     assert edgecompress.Plan.model_validate_json(found.model_dump_json(by_alias=True)) == found
+
+
+def test_what_comes_after_new_layers_is_planned_for_the_old_ones(model) -> None:
+    found = plan(model, Recipe(passes=(LowRank(ratio=0.5), Fuse(), Prune(), Qat())))
+    (note,) = found.notes
+    assert note.startswith("low_rank makes new layers: the plan of fuse, prune, qat is for the layers as they are")
+    assert plan(model, Recipe(passes=(Prune(), LowRank()))).notes == ()
+
+
+def test_fuse_is_planned_for_what_the_device_prefers(model, monkeypatch) -> None:
+    seen = []
+
+    def watched() -> dict:
+        known = registry()
+        known["fuse"] = (lambda *_args, **options: seen.append(options) or (), None)
+        return known
+
+    monkeypatch.setattr("edgecompress.planning.registry", watched)
+    for profile in ("raspberry-pi-5", "pixel", None):
+        plan(model, Recipe(passes=(Fuse(),)), profile)
+    assert seen == [{"prefers": "speed"}, {"prefers": "size"}, {}]
 
 
 def test_a_layer_that_would_end_the_run_is_named_with_its_remedy(model) -> None:
@@ -95,7 +119,9 @@ def test_models_that_are_not_of_keras_3(tmp_path, model) -> None:
     import tf_keras
 
     old = tf_keras.Sequential([tf_keras.layers.Input((4,)), tf_keras.layers.Dense(2)])
-    with pytest.raises(ModelError, match=r"take models of Keras 3; received a model of Keras 2\. Fix: .*model\.save"):
+    with pytest.raises(
+        ModelError, match=r"low_rank, fuse, .* take models of Keras 3; received a model of Keras 2\. Fix: .*model\.save"
+    ):
         plan(old)
     model.export(tmp_path / "saved", verbose=False)
     with pytest.raises(ModelError, match=r"saved: .*received a SavedModel\. Fix: "):
@@ -128,15 +154,33 @@ TRAIN = (np.zeros((4, 8, 8, 1)), np.zeros(4))
         (Recipe(passes=(Prune(),)), None, True, DataError, "--resume was given, but nothing to train on"),
         (Recipe(passes=(Prune(epochs=2),)), None, False, DataError, "but nothing to train on. Fix: pass --train"),
         (Recipe(passes=(Prune(),), training=Training(epochs=2)), None, False, DataError, "nothing to train on"),
+        (Recipe(passes=(LowRank(epochs=2),)), None, False, DataError, "nothing to train on"),
+        (Recipe(passes=(LowRank(distill=0.5),)), None, False, DataError, "distill trains the model"),
+        (Recipe(passes=(LowRank(params_budget=0.5),)), None, False, DataError, "Fix: pass --train or --data"),
+        (Recipe(passes=(Prune(), LowRank(flops_budget=9))), None, False, DataError, "flops_budget is shared"),
+        (
+            Recipe(passes=(Fuse(),)),
+            TRAIN,
+            False,
+            UsageError,
+            "no pass trains the model, so --train would have no effect",
+        ),
+        (Recipe(passes=(Fuse(),)), None, True, UsageError, "--resume would have no effect"),
     ],
 )
 def test_what_cannot_train_is_refused(recipe, train, resume, error, words) -> None:
     with pytest.raises(error) as caught:
-        refuse_unready(recipe, train, resume=resume)
+        refuse_unready(recipe, train=train, data=None, resume=resume)
     assert words in str(caught.value)
 
 
 def test_what_is_ready() -> None:
-    refuse_unready(Recipe(), None, resume=False)
-    refuse_unready(Recipe(passes=(Prune(),)), None, resume=False)
-    refuse_unready(Recipe(passes=(Prune(), Qat()), training=Training(epochs=2)), TRAIN, resume=True)
+    nothing = {"train": None, "data": None, "resume": False}
+    refuse_unready(Recipe(), **nothing)
+    for one in (Prune(), Fuse(), LowRank(), LowRank(evbmf=True)):
+        refuse_unready(Recipe(passes=(one,)), **nothing)
+    budget = Recipe(passes=(LowRank(params_budget=0.5), Fuse()))
+    refuse_unready(budget, **nothing | {"data": TRAIN})
+    refuse_unready(budget, **nothing | {"train": TRAIN})
+    refuse_unready(Recipe(passes=(Prune(), Qat()), training=Training(epochs=2)), train=TRAIN, data=None, resume=True)
+    refuse_unready(Recipe(passes=(LowRank(distill=0.5),)), train=TRAIN, data=None, resume=True)

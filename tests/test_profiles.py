@@ -126,6 +126,15 @@ def test_the_edge_tpu_takes_int8_only_and_any_size() -> None:
 
 
 @pytest.mark.parametrize("name", BUNDLED)
+def test_what_the_kernels_like_has_a_source(name: str) -> None:
+    profile = load_profile(name)
+    multiple = profile.kernels.rank_multiple
+    assert multiple in (4, 8, 16)
+    assert multiple == 8 or "at a time" in " ".join(source.fact for source in profile.sources)
+    assert profile.kernels.prefers == ("speed" if name == "raspberry-pi-5" else "size")
+
+
+@pytest.mark.parametrize("name", BUNDLED)
 def test_each_target_has_its_rules(name: str) -> None:
     profile = load_profile(name)
     assert len(profile.check.rules) == len(profile.runtime.targets)
@@ -140,6 +149,7 @@ def test_a_minimal_profile_gets_the_defaults(tmp_path: Path) -> None:
     assert profile.quantization.input_type is IoType.FLOAT32
     assert profile.quantization.dense is Granularity.PER_CHANNEL
     assert profile.limits.file_bytes is None
+    assert profile.kernels == profiles.Kernels(rank_multiple=8, prefers="size")
 
 
 def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
@@ -212,6 +222,8 @@ def test_bad_toml_is_located(tmp_path: Path) -> None:
         (('["cpu"]', '["cpu"]\nthreads = true'), "'runtime.threads'", "valid integer; received True (bool)"),
         (('["cpu"]', '["cpu"]\nthreads = 0'), "'runtime.threads'", "greater than 0; received 0 (int)"),
         (('["litert-cpu"]', '["litert-cpu"]\n[limits]\nlatency_ms = inf'), "'limits.latency_ms'", "finite number"),
+        (('title = "Mine"', 'title = "Mine"\nkernels.rank_multiple = 0'), "'kernels.rank_multiple'", "greater than 0"),
+        (('title = "Mine"', 'title = "Mine"\nkernels.prefers = "sped"'), "'kernels.prefers'", "did you mean 'speed'?"),
         (('title = "Mine"', 'title = "Mine"\nlimits = 3'), "'limits'", "must be a table; received 3 (int)"),
         (('title = "Mine"', 'title = "Mine"\nschema_version = 2'), "'schema_version'", "Allowed: 1"),
         (('name = "mine"', 'name = "My Board"'), "'name'", "received 'My Board' (str)"),
@@ -246,7 +258,7 @@ def test_the_schema_has_a_description_for_each_field() -> None:
 
 def test_the_readme_explains_each_field() -> None:
     explained = set(re.findall(r"^\| `(\w+)`", README, flags=re.MULTILINE))
-    sections = {"chip", "runtime", "quantization", "check", "limits", "package", "sources"}
+    sections = {"chip", "runtime", "quantization", "kernels", "check", "limits", "package", "sources"}
     assert sections == {heading.strip("[]") for heading in re.findall(r"^### `([^`]+)`", README, flags=re.MULTILINE)}
     for model in all_models():
         assert set(model.model_fields) - sections <= explained, model.__name__

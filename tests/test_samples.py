@@ -7,6 +7,7 @@ from edgecompress.data import InputSpec
 from edgecompress.errors import DataError
 from edgecompress.recipes import Recipe
 from edgecompress.samples import Samples, prepare_samples
+from edgecompress.techniques import LowRank, Prune
 
 SPECS = (InputSpec("x", (None, 3), "float32"),)
 
@@ -17,8 +18,11 @@ def numbered(count: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([numbers] * 3, axis=1), (numbers % 4).astype(np.int64)
 
 
-def prepared(data: object, train: object, *, calibrate: bool = True, **verification: int) -> Samples:
-    recipe = Recipe.model_validate({"quantization": {"calibration_samples": 20}, "verification": verification})
+def prepared(
+    data: object, train: object, *, calibrate: bool = True, passes: tuple = (), **verification: int
+) -> Samples:
+    facts = {"passes": passes, "quantization": {"calibration_samples": 20}, "verification": verification}
+    recipe = Recipe.model_validate(facts)
     return prepare_samples(data, train, SPECS, recipe, calibrate=calibrate, input_range=None, unsafe=False)
 
 
@@ -64,6 +68,22 @@ def test_what_needs_no_calibration_takes_no_samples_for_it() -> None:
     assert found.used.calibration == 0
     assert len(found.held_out) == 100
     assert prepared(None, numbered(100), calibrate=False).calibration is None
+
+
+def test_low_rank_gets_samples_that_do_not_verify() -> None:
+    found = prepared(numbered(100), None, calibrate=False, passes=(Prune(), LowRank()))
+    assert len(found.calibration) == found.used.calibration == 20
+    assert found.activations is found.calibration
+    assert not rows(found.calibration) & rows(found.held_out)
+    assert prepared(numbered(100), None, calibrate=False, passes=(Prune(),)).activations is None
+    assert prepared(None, None, calibrate=False, passes=(LowRank(),)).activations is None
+
+
+def test_low_rank_looks_at_the_training_samples_if_there_are_any() -> None:
+    found = prepared(numbered(100), numbered(60, first=1000), calibrate=False, passes=(LowRank(),))
+    assert found.calibration is None
+    assert found.activations is found.training
+    assert len(found.held_out) == 100
 
 
 def test_samples_that_are_trained_on_and_verify_are_found() -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from edgecompress.techniques import Cluster, Prune, Qat, Technique, Training, setting_for
+from edgecompress.techniques import RANK_CHOICES, Cluster, Fuse, LowRank, Prune, Qat, Technique, Training, setting_for
 
 NOT_SHARES = (-0.1, 1.1, math.nan, math.inf, "half", True, None)
 NOT_COUNTS = (0, -1, 2.0, "8", True)
@@ -61,6 +61,34 @@ def bad(kind, values):
             },
         ),
         *bad(
+            LowRank,
+            {
+                "rank": NOT_COUNTS,
+                "ratio": (-0.1, 0.0, 1.0, 1.1, math.nan, "half", True),
+                "energy": (-0.1, 0.0, 1.01, math.nan, math.inf, "most", True),
+                "params_budget": (-0.1, 0, 1.0, 1.5, math.nan, "half", True),
+                "flops_budget": (-1, 0.0, 2.5, "half"),
+                "evbmf": (1, "yes", None),
+                "layers": ({"conv": -1}, {"conv": 1.5}, {"[": 4}, {"conv": True}, {"conv": None}),
+                "activation_aware": (1, None),
+                "conv": ("svd", None),
+                "gates": ("each",),
+                "multiple": NOT_COUNTS,
+                "distill": NOT_SHARES,
+                "epochs": NOT_COUNTS,
+                "unknown": (1,),
+            },
+        ),
+        *bad(
+            Fuse,
+            {
+                "batch_norm": (1, None),
+                "linear": ("yes",),
+                "embedding": ("fast", None, True),
+                "unknown": (1,),
+            },
+        ),
+        *bad(
             Qat,
             {
                 "exclude": (("(",), "dense", (1,)),
@@ -85,6 +113,10 @@ def test_bad_values_are_refused_at_their_field(kind, field, value):
         (Prune, {"begin": 0.7, "end": 0.5}, "begin is later than end"),
         (Prune, {"sparsity": 0.3, "initial_sparsity": 0.4}, "initial_sparsity is larger"),
         (Training, {"early_stopping": 2, "validation": 0}, "validation is 0"),
+        (LowRank, {"rank": 4, "energy": 0.9}, "rank and energy are different ways of choosing ranks"),
+        (LowRank, {"ratio": 0.5, "evbmf": True}, "ratio and evbmf .*: give one of them"),
+        (LowRank, {"conv": "cp", "energy": 0.9}, "'cp' has no singular values"),
+        (LowRank, {"conv": "cp"}, "'cp' has no singular values"),
     ],
 )
 def test_values_that_contradict_each_other_are_refused(kind, values, words):
@@ -104,6 +136,10 @@ def test_values_that_contradict_each_other_are_refused(kind, values, words):
         (Prune, {"block": [2, 4]}),
         (Cluster, {"clusters": 2, "layers": {"conv": 0, "dense": 256}}),
         (Qat, {"exclude": ["dense", ".*"]}),
+        (LowRank, {"energy": 1.0}),
+        (LowRank, {"rank": 16, "conv": "cp", "gates": "separate", "distill": 1}),
+        (LowRank, {"params_budget": 200_000, "layers": {"conv": 0, "gru": 16, "head": 0.25}}),
+        (Fuse, {"batch_norm": False, "embedding": "speed"}),
     ],
 )
 def test_good_values_are_kept(kind, values):
@@ -116,13 +152,23 @@ def test_good_values_are_kept(kind, values):
 
 def test_each_kind_is_known_by_its_name():
     adapter = TypeAdapter(Technique)
-    assert [type(adapter.validate_python({"kind": kind})) for kind in ("prune", "cluster", "qat")] == [
-        Prune,
-        Cluster,
-        Qat,
-    ]
+    kinds = ("low_rank", "fuse", "prune", "cluster", "qat")
+    assert [type(adapter.validate_python({"kind": kind})) for kind in kinds] == [LowRank, Fuse, Prune, Cluster, Qat]
     with pytest.raises(ValidationError):
         adapter.validate_python({"kind": "shrink"})
+
+
+@pytest.mark.parametrize(
+    ("spec", "choice"),
+    [
+        (LowRank(), ("energy", 0.95)),
+        (LowRank(rank=8), ("rank", 8)),
+        (LowRank(flops_budget=0.5), ("flops_budget", 0.5)),
+        (LowRank(evbmf=True), ("evbmf", True)),
+    ],
+)
+def test_the_way_of_choosing_ranks(spec, choice):
+    assert spec.choice == choice
 
 
 def test_a_technique_cannot_be_changed():
@@ -136,3 +182,11 @@ def test_the_first_pattern_that_matches_the_start_of_a_name_counts():
     assert setting_for("conv_3", layers, 0.7) == 0.5
     assert setting_for("outer/head", layers, 0.7) == 0.0
     assert setting_for("my_conv", layers, 0.7) == 0.7
+
+
+def test_each_way_of_choosing_ranks_chooses() -> None:
+    values = {"rank": 4, "evbmf": True}
+    for name in RANK_CHOICES:
+        assert LowRank(**{name: values.get(name, 0.5)}).choice[0] == name
+    others = LowRank.model_fields.keys() - set(RANK_CHOICES)
+    assert others == {"kind", "layers", "activation_aware", "conv", "gates", "multiple", "distill", "epochs"}

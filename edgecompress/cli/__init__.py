@@ -12,13 +12,14 @@ from edgecompress.cli.lifecycle import run
 _COMMANDS = {
     "benchmark": "Measure latency and memory of .tflite files on this machine's CPU.",
     "compare": "Put two or more models side by side: size, accuracy, latency.",
-    "compress": "Prune and cluster a Keras model, and write it as a .keras file.",
+    "compress": "Factorize, fuse, prune and cluster a Keras model, and write it as a .keras file.",
     "convert": "Turn a Keras model into a verified .tflite file for a device.",
     "doctor": "Show what is installed and usable here, and how to get the rest.",
     "evaluate": "Measure the accuracy of a .keras or .tflite model on labelled data.",
     "inspect": "Show layers or operators, shapes, types, parameters, MACs and bytes.",
-    "plan": "Show what prune, cluster and qat would do with each layer, before any training.",
+    "plan": "Show what each technique would do with each layer, before any training.",
     "profiles": "List, show and validate device profiles.",
+    "ranks": "Show what low-rank decomposition would save and cost, layer by layer.",
 }
 
 

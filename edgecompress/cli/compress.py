@@ -9,6 +9,8 @@ import click
 
 from edgecompress.cli.options import (
     MODEL_PATH,
+    ProfileName,
+    calibration_option,
     load_custom_objects,
     model_options,
     output_options,
@@ -20,14 +22,17 @@ from edgecompress.cli.passes import pass_options, recipe_of
 @click.command("compress")
 @click.argument("model", type=MODEL_PATH)
 @click.option("-o", "--output", type=MODEL_PATH, help="File to write. Default: MODEL-compressed.keras, here.")
+@click.option("--profile", type=ProfileName(), help="Device whose kernels --low-rank and --fuse go by. Default: any.")
 @pass_options
 @click.option("--data", help="Samples to verify on. Default: some of --train, which are then not trained on.")
+@calibration_option
 @verification_options
 @model_options
 @output_options
 def command(
     model: Path,
     output: Path | None,
+    profile: str | None,
     recipe: Path | None,
     train: str | None,
     data: str | None,
@@ -40,10 +45,11 @@ def command(
     quiet: bool,
     **settings: Any,
 ) -> int:
-    """Prune and cluster MODEL (of Keras 3), train it again, and write it as a .keras file.
+    """Factorize, fuse, prune and cluster MODEL (of Keras 3), train it again, and write it as a .keras file.
 
     \b
     Example: edgecompress compress model.keras --prune 0.8 --epochs 8 --train train.npz
+    Example: edgecompress compress model.keras --low-rank energy=0.95 --train train.npz
     """  # noqa: D301 (click wants the character itself)
     from edgecompress.cli.progress import show_progress
     from edgecompress.pipeline import compress
@@ -54,6 +60,7 @@ def command(
             model,
             output,
             recipe=recipe_of(recipe, settings),
+            profile=profile,
             train=train,
             data=data,
             resume=resume,

@@ -53,6 +53,7 @@ def command(
     Writes a folder with the .tflite file, report.json and golden.npz.
     Example: edgecompress convert model.keras --profile pixel --data samples.npz
     Example: edgecompress convert model.keras --prune 0.8 --qat --train train.npz
+    Example: edgecompress convert model.keras --low-rank energy=0.95 --fuse --data samples.npz
     """  # noqa: D301 (click wants the character itself)
     from edgecompress.cli.progress import show_progress
     from edgecompress.pipeline import convert

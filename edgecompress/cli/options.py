@@ -94,6 +94,11 @@ def model_options(command: Command) -> Command:
     return command
 
 
+calibration_option = click.option(
+    "--calibration-samples", type=click.IntRange(min=1), help="Samples whose activations are looked at. Default: 200."
+)
+
+
 def quantization_options(command: Command) -> Command:
     """Adds what says how the numbers of a .tflite file are stored: the keys of a recipe's [quantization]."""
     for decorate in reversed(
@@ -108,7 +113,7 @@ def quantization_options(command: Command) -> Command:
             click.option(
                 "--output-type", type=click.Choice(_IO_TYPES), help="Type of the outputs. Default: the profile's."
             ),
-            click.option("--calibration-samples", type=click.IntRange(min=1), help="Default: 200."),
+            calibration_option,
         )
     ):
         command = decorate(command)

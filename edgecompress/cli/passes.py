@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgecompress.recipes import Recipe
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Model = TypeVar("Model", bound="BaseModel")
 
 # A comma before `key=`, outside of brackets.
 _BETWEEN_FIELDS = re.compile(r",(?![^\[{]*[\]}])(?=\s*[\w-]+\s*=)")
@@ -78,27 +79,51 @@ def _toml(text: str) -> Any:
         return None
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _read_low_rank(text: str) -> dict[str, Any] | None:
+    if text.strip() == "evbmf":
+        return {"evbmf": True}
+    value = _toml(text)
+    return {"rank" if isinstance(value, int) else "ratio": value} if _is_number(value) else None
+
+
 def _read_prune(text: str) -> dict[str, Any] | None:
     if re.fullmatch(r"\d+:\d+", text):
         return {"pattern": text}
     value = _toml(text)
-    return {"sparsity": value} if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    return {"sparsity": value} if _is_number(value) else None
 
 
 def _read_cluster(text: str) -> dict[str, Any] | None:
     value = _toml(text)
-    return {"clusters": value} if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    return {"clusters": value} if _is_number(value) else None
 
 
+_LOW_RANK = PassFields(
+    _read_low_rank, "energy=0.95, rank=16, ratio=0.25, evbmf, 16, 0.25 or {energy=0.95, layers={'conv.*'=0}}"
+)
+_FUSE = PassFields(lambda _text: None, "embedding=speed or {linear=false}")
 _PRUNE = PassFields(_read_prune, "0.8, 2:4, sparsity=0.8,schedule=constant or {sparsity=0.8, layers={'conv.*'=0.9}}")
 _CLUSTER = PassFields(_read_cluster, "16, clusters=16,centroids=linear or {clusters=16, layers={'conv.*'=8}}")
 _QAT = PassFields(lambda _text: None, "preserve_sparsity=false or {exclude=['head']}")
+
+
+low_rank_option = click.option(
+    "--low-rank", type=_LOW_RANK,
+    help="Factorize kernels: energy=0.95, rank=16, ratio=0.25, params_budget=0.5, flops_budget=0.5, evbmf, key=value,…",
+)  # fmt: skip
 
 
 def pass_options(command: Command) -> Command:
     """Adds the passes, how they train, on what, and the recipe file; `recipe_of` makes a recipe of their values."""
     for decorate in reversed((
         click.option("--recipe", type=MODEL_PATH, help="TOML file that says all this; options given here overrule it."),
+        low_rank_option,
+        click.option("--fuse", is_flag=True, help="Merge layers that can be one, where nothing is lost."),
+        click.option("--fuse-options", type=_FUSE, help="Fields of the --fuse pass, key=value,… Implies --fuse."),
         click.option(
             "--prune", type=_PRUNE, help="Set weights to zero: a share such as 0.8, a pattern such as 2:4, key=value,…"
         ),
@@ -162,13 +187,14 @@ def recipe_of(path: Path | None, settings: dict[str, Any]) -> Recipe:
 
 def _passes(passes: tuple[dict[str, Any], ...], given: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns the recipe's passes with those of the options, which are taken out of `given`."""
-    from edgecompress.techniques import Cluster, Prune, Qat
+    from edgecompress.techniques import Cluster, Fuse, LowRank, Prune, Qat
 
-    qat, qat_fields = given.pop("qat", False), given.pop("qat_options", None)
     options: tuple[tuple[type[BaseModel], str, dict[str, Any] | None], ...] = (
+        (LowRank, "--low-rank", given.pop("low_rank", None)),
+        (Fuse, "--fuse-options", _flag(given, "fuse")),
         (Prune, "--prune", given.pop("prune", None)),
         (Cluster, "--cluster", given.pop("cluster", None)),
-        (Qat, "--qat-options", qat_fields if qat_fields is not None else {} if qat else None),
+        (Qat, "--qat-options", _flag(given, "qat")),
     )
     order = [technique.model_fields["kind"].default for technique, _, _ in options]
     result = list(passes)
@@ -178,11 +204,18 @@ def _passes(passes: tuple[dict[str, Any], ...], given: dict[str, Any]) -> list[d
     return result
 
 
+def _flag(given: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """Takes a flag and the option of its fields out of `given`; returns the fields, None if neither was given."""
+    is_given, fields = given.pop(name, False), given.pop(f"{name}_options", None)
+    return {} if is_given and fields is None else fields
+
+
 def _overrule(
     passes: list[dict[str, Any]], order: list[str], technique: type[BaseModel], option: str, fields: dict[str, Any]
 ) -> None:
     """Replaces fields of the recipe's pass of this kind; without one, adds the pass at its place in the order."""
     from edgecompress.errors import UsageError
+    from edgecompress.techniques import RANK_CHOICES
 
     kind = technique.model_fields["kind"].default
     same = [index for index, each in enumerate(passes) if each["kind"] == kind]
@@ -191,7 +224,11 @@ def _overrule(
             f"the recipe has {len(same)} passes of the kind {kind!r}, and {option} does not say which it means",
             fix="change it in the recipe file",
         )
-    checked = _checked(technique, option, {**(passes[same[0]] if same else {}), **fields})
+    base = passes[same[0]] if same else {}
+    if kind == "low_rank" and fields.keys() & set(RANK_CHOICES):
+        # A pass has one way of choosing ranks: an option's takes the place of the recipe's.
+        base = {key: value for key, value in base.items() if key not in RANK_CHOICES}
+    checked = technique_of(technique, option, {**base, **fields}).model_dump()
     if same:
         passes[same[0]] = checked
         return
@@ -199,13 +236,18 @@ def _overrule(
     passes.insert(next(later, len(passes)), checked)
 
 
-def _checked(technique: type[BaseModel], option: str, fields: dict[str, Any]) -> dict[str, Any]:
+def technique_of(technique: type[Model], option: str, fields: dict[str, Any] | None) -> Model:
+    """Returns the pass of an option's fields; None stands for its defaults.
+
+    Raises:
+        UsageError: A field or value is wrong.
+    """
     from pydantic import ValidationError
 
     from edgecompress.errors import UsageError
     from edgecompress.schemas import explain_validation_error
 
     try:
-        return technique.model_validate(fields).model_dump()
+        return technique.model_validate(fields or {})
     except ValidationError as error:
         raise UsageError(explain_validation_error(error, technique), where=option) from None

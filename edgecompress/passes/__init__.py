@@ -19,9 +19,16 @@ def registry() -> dict[str, tuple[Plan, Apply]]:
     `qat` is not among them: it ends in a file, so the pipeline does it.
     """
     from edgecompress.passes.cluster import apply_cluster, plan_cluster
+    from edgecompress.passes.fuse import apply_fuse, plan_fuse
+    from edgecompress.passes.low_rank import apply_low_rank, plan_low_rank
     from edgecompress.passes.prune import apply_prune, plan_prune
 
-    return {"cluster": (plan_cluster, apply_cluster), "prune": (plan_prune, apply_prune)}
+    return {
+        "cluster": (plan_cluster, apply_cluster),
+        "fuse": (plan_fuse, apply_fuse),
+        "low_rank": (plan_low_rank, apply_low_rank),
+        "prune": (plan_prune, apply_prune),
+    }
 
 
 def apply_passes(model: Any, passes: Sequence[Any], context: PassContext) -> tuple[Any, tuple[PassResult, ...]]:
@@ -49,7 +56,13 @@ def apply_passes(model: Any, passes: Sequence[Any], context: PassContext) -> tup
 
 
 def _with_notes(result: PassResult, earlier: Sequence[str]) -> PassResult:
+    notes = []
     if result.kind == "prune" and "cluster" in earlier:
-        note = "pruned after clustering: the shared values change in training; cluster after pruning to keep both"
-        return result.model_copy(update={"notes": (*result.notes, note)})
-    return result
+        notes.append(
+            "pruned after clustering: the shared values change in training; cluster after pruning to keep both"
+        )
+    if result.fusions and {"prune", "cluster"} & set(earlier):
+        notes.append(
+            "fused after pruning or clustering: products of kernels have few zeros, and other values; fuse first"
+        )
+    return result.model_copy(update={"notes": (*result.notes, *notes)}) if notes else result

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,7 +24,7 @@ class LayerPlan(_Value):
 
     layer: str = Field(description="The layer's name; 'outer/inner' inside a nested model.")
     kind: str = Field(description="Name of its class.")
-    technique: str = Field(description="'prune', 'cluster' or 'qat'.")
+    technique: str = Field(description="The kind of pass, such as 'prune'.")
     applies: bool = Field(description="Whether the technique changes the layer.")
     detail: str = Field(description="What will be done, or why it is left alone.")
     fix: str | None = Field(None, description="How to have it done after all; absent where nothing is wrong.")
@@ -39,6 +39,46 @@ class LayerProof(_Value):
     sparsity: float = Field(description="Share of zeros.")
     distinct: int = Field(description="Number of distinct values; the largest over the channels where per channel.")
     wanted: str = Field(description="What was asked for, in words.")
+
+
+class RankPoint(_Value):
+    """What a layer would cost, and keep, at some rank."""
+
+    method: str = Field(
+        description="'svd'; of convolutions 'channel', 'spatial', 'tucker', 'cp'; of GRU and LSTM 'joint', 'separate'."
+    )
+    ranks: tuple[int, ...] = Field(description="One for each matrix: (input, recurrent) kernel, or Tucker's (in, out).")
+    energy: float = Field(description="Share of the squared singular values that is kept, of the worst matrix.")
+    params: int = Field(description="Number of weights.")
+    macs: int | None = Field(description="Multiply-accumulates for one sample; None where not known.")
+    weight_error: float = Field(description="Relative error of the weights (Frobenius norm).")
+    output_error: float | None = Field(description="Relative error of the outputs on samples; None without samples.")
+
+
+class LayerRank(_Value):
+    """What low-rank decomposition makes of one layer."""
+
+    layer: str
+    kind: str = Field(description="Name of its class.")
+    shapes: tuple[tuple[int, ...], ...] = Field(description="Of its kernels.")
+    full_ranks: tuple[int, ...] = Field(description="The largest rank of each matrix.")
+    params: int = Field(description="Number of weights as it is.")
+    macs: int | None = Field(description="Multiply-accumulates for one sample as it is; None where not known.")
+    chosen: RankPoint | None = Field(description="The rank that was chosen; None where there was no choice to make.")
+    accepted: bool = Field(description="Whether the layer is replaced.")
+    reason: str = Field(description="What is done, or why the layer is left alone, with its numbers.")
+    points: tuple[RankPoint, ...] = Field((), description="Several ranks, the smallest first.")
+
+
+class Fusion(_Value):
+    """Layers that became one."""
+
+    layers: tuple[str, ...] = Field(description="The layers, in the order in which they are called.")
+    into: str = Field(description="The name of what stands in their place.")
+    how: str = Field(description="'batch_norm', 'linear' or 'embedding'.")
+    params_before: int
+    params_after: int
+    detail: str = Field(description="What was done, with the sizes of the ways there were.")
 
 
 class EpochLog(_Value):
@@ -67,7 +107,9 @@ class PassResult(_Value):
 
     kind: str
     plan: tuple[LayerPlan, ...]
-    proof: tuple[LayerProof, ...]
+    proof: tuple[LayerProof, ...] = ()
+    ranks: tuple[LayerRank, ...] = Field((), description="Of low_rank: every layer that has a kernel.")
+    fusions: tuple[Fusion, ...] = Field((), description="Of fuse.")
     trained: Trained | None = Field(None, description="Absent for a pass that did not train.")
     notes: tuple[str, ...] = ()
 
@@ -80,6 +122,9 @@ class PassContext:
         training: Epochs, batch size and the like.
         seed: Seed of every random choice.
         data: Training samples with labels, fitted to the model's inputs; None: nothing is trained.
+        calibration: Samples, labelled or not, whose activations passes may look at; None: there are none.
+        multiple: Ranks that are multiples of this suit the device's kernels.
+        prefers: What to save where one can have either.
         compile_config: What Keras stored of the model's optimizer, loss and metrics, or None.
         checkpoints: Folder for the checkpoints of this pass, or None: none are written.
         resume: Go on from the checkpoints found there.
@@ -90,6 +135,9 @@ class PassContext:
     training: Training = field(default_factory=Training)
     seed: int = 0
     data: Dataset | None = None
+    calibration: Dataset | None = None
+    multiple: int = 8
+    prefers: Literal["size", "speed"] = "size"
     compile_config: Mapping[str, Any] | None = None
     checkpoints: Path | None = None
     resume: bool = False

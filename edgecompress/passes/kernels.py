@@ -33,7 +33,7 @@ class Kernel:
     def title(self) -> str:
         """What reports call it."""
         own = str(getattr(self.variable, "path", "")).split("/")[-2:]
-        return "/".join(own) if self.path.startswith("weights.") else self.path
+        return "/".join(own) if "weights" in self.path.split(".") else self.path
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from edgecompress.passes.base import EpochLog, LayerPlan, LayerProof, PassResult, Trained
+from edgecompress.passes.base import EpochLog, Fusion, LayerPlan, LayerProof, PassResult, Trained
 from edgecompress.planning import Plan
+from edgecompress.report.low_rank import print_low_rank
 from edgecompress.report.model import CompressReport
 from edgecompress.report.tables import (
     counted,
@@ -41,6 +42,8 @@ def print_plan(found: Plan) -> None:
         table.add_row(escape(name), escape(kind), *(_cell(cells.get(column)) for column in range(len(found.passes))))
     console.print(table)
     console.print("[dim]-: the layer is left alone, and why[/]")
+    for note in found.notes:
+        console.print(f"- {escape(note)}")
     if found.refused is not None:
         layer = found.refused
         console.print(
@@ -78,11 +81,14 @@ def print_compression(report: CompressReport) -> None:
 
 
 def print_passes(console: Console, passes: Iterable[PassResult]) -> None:
-    """Prints a line or two a pass: how many layers, what was reached, how it trained."""
+    """Prints of each pass how many layers it changed, what was reached, and how it trained."""
     for one in passes:
         applied = sum(layer.applies for layer in one.plan)
         left = f", {len(one.plan) - applied} left alone" if applied < len(one.plan) else ""
         console.print(f"[bold]{one.kind}[/]: {counted(applied, 'layer')}{left}{_reached(one.proof)}")
+        print_low_rank(console, one.ranks)
+        for fusion in one.fusions:
+            console.print(f"  {escape(_in_words(fusion))}")
         if one.trained is not None:
             console.print(f"  {_trained_line(one.trained)}")
 
@@ -106,6 +112,11 @@ def _print_proof(console: Console, passes: Sequence[PassResult]) -> None:
             )  # fmt: skip
     if table.row_count:
         console.print(table)
+
+
+def _in_words(fusion: Fusion) -> str:
+    sizes = f"{fusion.params_before:,} -> {fusion.params_after:,} weights"
+    return f"{' + '.join(fusion.layers)} -> {fusion.into} ({fusion.how}): {sizes}; {fusion.detail}"
 
 
 def _reached(proof: Sequence[LayerProof]) -> str:

@@ -134,7 +134,8 @@ class CompressReport(_Part):
 
     Attributes:
         command: The command line that repeats it.
-        data: The samples that verified it.
+        profile: The device whose kernels low_rank and fuse went by, or None.
+        data: The samples that verified it, and those that showed low_rank the activations.
         training: The samples that the passes trained on.
         passes: What each pass planned, reached and how it trained.
         verified: The compressed model compared with the original.
@@ -152,6 +153,7 @@ class CompressReport(_Part):
     command: tuple[str, ...]
     versions: dict[str, str]
     machine: str
+    profile: str | None = None
     source: SourceModel
     recipe: Recipe
     data: DataUsed | None

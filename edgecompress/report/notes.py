@@ -98,8 +98,10 @@ def _of_quality(verified: Verified, *, passes: Sequence[PassResult]) -> Iterator
 def _of_idle(passes: Sequence[PassResult]) -> Iterator[str]:
     for one in passes:
         if not any(layer.applies for layer in one.plan):
-            reasons = "; ".join(sorted({layer.detail for layer in one.plan}))
-            yield f"WARNING: {one.kind} changed nothing: {reasons or 'no layer has weights'}."
+            reasons = "; ".join(sorted({layer.detail for layer in one.plan})) or "the model has no layer for it"
+            if one.ranks:  # with numbers of its own for each layer, which are printed with it
+                reasons = "the reasons, layer by layer, are in the report"
+            yield f"WARNING: {one.kind} changed nothing: {reasons}."
 
 
 def _of_data(data: DataUsed | None, verified: Verified) -> Iterator[str]:
@@ -129,7 +131,8 @@ def _of_passes(passes: Sequence[PassResult], *, file: str) -> Iterator[str]:
 
 
 def _of_what_convert_does(recipe: Recipe) -> Iterator[str]:
-    if recipe.quantization != Quantization():
+    default = Quantization(calibration_samples=recipe.quantization.calibration_samples)
+    if recipe.quantization != (default if any(each.kind == "low_rank" for each in recipe.passes) else Quantization()):
         yield "The recipe's [quantization] says how `convert` makes a .tflite file; it has no part in a .keras file."
 
 

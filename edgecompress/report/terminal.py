@@ -158,7 +158,7 @@ def print_profile(profile: Profile) -> None:
     if profile.description:
         console.print(escape(profile.description))
     table = new_table("field", "value")
-    for part in ("chip", "runtime", "quantization", "check", "limits", "package"):
+    for part in ("chip", "runtime", "quantization", "kernels", "check", "limits", "package"):
         for name, value in getattr(profile, part).model_dump(mode="json", exclude_none=True).items():
             shown = ", ".join(value) if isinstance(value, list) else f"{value:,}" if isinstance(value, int) else value
             table.add_row(f"{part}.{name}", escape(str(shown)))

@@ -30,7 +30,7 @@ class Progress:
         slots: All of the optimizer's variables, likewise.
         logs: The figures of each epoch.
         best: The variables of the best epoch so far, empty if none counts yet.
-        best_epoch: That epoch, or 0.
+        best_epoch: That epoch, or 0: none, or the weights that the training began with.
         best_loss: Its validation loss.
         waited: Epochs since then.
         stopped: Why the training ended early, or None.
@@ -45,6 +45,11 @@ class Progress:
     best_loss: float = _NEVER_BEST
     waited: int = 0
     stopped: str | None = None
+
+    @property
+    def kept_epoch(self) -> int:
+        """The epoch whose weights stay in the model if the training ends now."""
+        return self.best_epoch if self.best else self.epoch
 
 
 def hash_run(variables: Sequence[Any], *facts: object) -> str:

@@ -17,7 +17,7 @@ from edgecompress.errors import DataError
 from edgecompress.labels import Task, class_numbers, task_of
 from edgecompress.models import load_model
 from edgecompress.passes.base import PassContext
-from edgecompress.tfmot.losses import Labelled, choose_loss, describe_loss
+from edgecompress.tfmot.losses import Labelled, answers_logits, choose_loss, describe_loss
 from edgecompress.tfmot.optimizers import accepted, build_optimizer
 
 _LOOKED_AT = 32  # samples whose answers are looked at
@@ -26,15 +26,18 @@ _STEADY = 1e-3
 
 @dataclass(frozen=True)
 class KeptAnswers:
-    """What an output without labels is trained to go on answering.
+    """What an output is trained to answer in the place of labels.
 
     Attributes:
         answers: The float model's answers, float32, one a sample.
-        weight: Of their mean squared error in the loss: 1 / their variance, which makes it comparable.
+        weight: Of the distance to them in the loss; of a mean squared error 1 / their variance, which makes it
+            comparable.
+        distance: A tf_keras loss; None: the mean squared error.
     """
 
     answers: Array
     weight: float
+    distance: Any = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,11 @@ class Objective:
         loss: A tf_keras loss.
         metrics: What else is reported, as tf_keras takes it.
         names: What the user calls the outputs, in flat order.
+        task: What the labels mean to that output.
+        from_logits: Whether that output answers with logits, where there are classes.
         kept: What other outputs are trained for, by their index; those that are absent are not trained.
+        weight: Of `loss` in the whole loss.
+        distilled: What else the same output is trained for, in words: the model's last output repeats it then.
         notes: What was inferred or could not be carried over.
     """
 
@@ -58,7 +65,11 @@ class Objective:
     loss: Any
     metrics: tuple[Any, ...]
     names: tuple[str, ...]
+    task: Task
+    from_logits: bool
     kept: Mapping[int, KeptAnswers] = field(default_factory=dict)
+    weight: float = 1.0
+    distilled: str = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -69,7 +80,10 @@ class Objective:
 
     @property
     def loss_text(self) -> str:
-        return describe_loss(self.loss)
+        own = describe_loss(self.loss)
+        if not self.distilled:
+            return own
+        return f"{self.weight:g} x {own} + {self.distilled}" if self.weight else self.distilled
 
     def compile(self, model: Any) -> None:
         """Compiles the model, so that the output with labels is trained, and those whose answers are kept."""
@@ -82,8 +96,9 @@ class Objective:
         key = keys[self.output]
         model.compile(
             self.optimizer,
-            loss={key: self.loss} | {keys[number]: tf_keras.losses.MeanSquaredError() for number in self.kept},
-            loss_weights={key: 1.0} | {keys[number]: kept.weight for number, kept in self.kept.items()},
+            loss={key: self.loss}
+            | {keys[n]: kept.distance or tf_keras.losses.MeanSquaredError() for n, kept in self.kept.items()},
+            loss_weights={key: self.weight} | {keys[n]: kept.weight for n, kept in self.kept.items()},
             metrics={key: list(self.metrics)},
         )
 
@@ -102,7 +117,9 @@ class Objective:
         keys = output_keys(model)
         for number in sorted(range(len(keys)), key=lambda number: -len(keys[number])):
             if not _is_alone(model) and plain.startswith(f"{keys[number]}_"):
-                return held_back + self.names[number] + plain.removeprefix(keys[number])
+                of_output = plain.removeprefix(keys[number])
+                only = bool(self.distilled) and number == self.output and len(keys) == 2  # noqa: PLR2004 (and its repetition)
+                return held_back + (of_output[1:] if only and of_output != "_loss" else self.names[number] + of_output)
         return figure
 
 
@@ -129,7 +146,8 @@ def choose_objective(model: Any, context: PassContext, source: Any = None) -> Ob
     output, task = _find_output(names, answers, data)
     labels = _prepare_labels(answers[output], task, data.labels)
     config = dict(context.compile_config or {})
-    chosen = choose_loss(config, Labelled(output, names[output], task, data.labels, labels, answers[output]), source)
+    found = Labelled(output, names[output], task, data.labels, labels, answers[output])
+    chosen = choose_loss(config, found, source)
     optimizer, remark = build_optimizer(config, context.training.learning_rate)
     return Objective(
         output=output,
@@ -138,6 +156,8 @@ def choose_objective(model: Any, context: PassContext, source: Any = None) -> Ob
         loss=chosen.loss,
         metrics=_choose_metrics(config, task, own=chosen.own and len(answers) == 1),
         names=names,
+        task=task,
+        from_logits=answers_logits(chosen.loss, found, source),
         notes=(*chosen.notes, *remark),
     )
 
@@ -152,7 +172,7 @@ def keep_answers(objective: Objective, model: Any, data: Dataset, source: Any) -
         objective: For the output with labels.
         model: The tf_keras model.
         data: The training samples.
-        source: The Keras 3 model that it was made from, which is run once on all samples.
+        source: The Keras 3 model that it was made from, or that it is to answer like, which is run once on all samples.
     """
     others = [
         number for number, tensor in enumerate(_flat_outputs(model))
@@ -160,18 +180,24 @@ def keep_answers(objective: Objective, model: Any, data: Dataset, source: Any) -
     ]  # fmt: skip
     if not others:
         return objective
-    loaded = load_model(source)
-    arrays = dict(zip((spec.name for spec in loaded.inputs), input_arrays(model, data), strict=True))
-    answers = loaded.predict(arrays, fixed=loaded.inputs)
-    kept = {number: _keep(answers[objective.names[number]]) for number in others}
+    answers = answers_of(source, model, data)
+    kept = {number: keep(answers[number]) for number in others}
     titles = ", ".join(repr(objective.names[number]) for number in others)
     have, they = ("has", "it was") if len(others) == 1 else ("have", "they were")
     note = f"output {titles} {have} no labels: {they} trained to answer as before"
     return replace(objective, kept=kept, notes=(*objective.notes, note))
 
 
-def _keep(answers: Array) -> KeptAnswers:
-    answers = np.asarray(answers, np.float32)
+def answers_of(source: Any, model: Any, data: Dataset) -> list[Array]:
+    """Returns what a Keras 3 model answers to all samples, by output; `model` is of tf_keras, with the same inputs."""
+    loaded = load_model(source)
+    arrays = dict(zip((spec.name for spec in loaded.inputs), input_arrays(model, data), strict=True))
+    answers = loaded.predict(arrays, fixed=loaded.inputs)
+    return [np.asarray(answers[name], np.float32) for name in loaded.outputs]
+
+
+def keep(answers: Array) -> KeptAnswers:
+    """Returns values, one or more a sample, as something to be trained for."""
     # The share of the mean square keeps the weight of an output that always answers the same within bounds.
     spread = float(answers.var(axis=0).mean() + _STEADY * np.square(answers).mean())
     return KeptAnswers(answers, 1 / spread if spread > 0 else 1.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 
 from edgecompress.data import InputSpec
 from edgecompress.errors import ModelError
-from edgecompress.functional import as_functional, functional_graph
+from edgecompress.functional import as_functional, explicit_arguments, functional_graph, graph_nodes
 
 
 @dataclass(frozen=True)
@@ -87,11 +86,11 @@ class _Flattener:
         def fill(leaf: Any) -> Any:
             return refs[id(leaf)] if isinstance(leaf, keras.KerasTensor) else leaf
 
-        for node in _nodes(graph):
+        for node in graph_nodes(graph):
             arguments = node.arguments
             outputs = self._dissolve(node, refs, prefix)
             if outputs is None:
-                args, kwargs = keras.tree.map_structure(fill, (arguments.args, _explicit(node)))
+                args, kwargs = keras.tree.map_structure(fill, (arguments.args, explicit_arguments(node)))
                 outputs = self._call(node.operation, prefix, args, kwargs, len(node.outputs))
             refs.update(zip(map(id, node.outputs), outputs, strict=True))
         return tuple(refs[id(tensor)] for tensor in graph.outputs)
@@ -107,7 +106,7 @@ class _Flattener:
         import keras
 
         graph, arguments = self._graph_of(node), node.arguments
-        if graph is None or len(arguments.args) != 1 or set(_explicit(node)):
+        if graph is None or len(arguments.args) != 1 or set(explicit_arguments(node)):
             return None
         given = arguments.args[0]
         names = [tensor.name for tensor in graph.inputs]
@@ -146,27 +145,3 @@ class _Flattener:
             return ref
         cast = keras.ops.cast(keras.KerasTensor(tensor.shape, tensor.dtype), dtype)
         return self._call(cast._keras_history.operation, prefix, (ref,), {}, 1)[0]  # noqa: SLF001
-
-
-def _explicit(node: Any) -> dict[str, Any]:
-    """Returns the keyword arguments of a call but those that Keras fills in when the layer is called again.
-
-    Keras 3 tells each layer whether it is trained, whatever its call says, and passes on the masks of its inputs.
-    """
-    import keras
-
-    arguments = node.arguments
-    masks = {id(tensor._keras_mask) for tensor in arguments.keras_tensors if hasattr(tensor, "_keras_mask")}  # noqa: SLF001
-    filled_in = {"mask", *(f"{name}_mask" for name in inspect.signature(node.operation.call).parameters)}
-
-    def is_explicit(key: str, value: Any) -> bool:
-        leaves = [leaf for leaf in keras.tree.flatten(value) if leaf is not None]
-        return key != "training" and bool(leaves) and not (key in filled_in and {id(leaf) for leaf in leaves} <= masks)
-
-    return {key: value for key, value in arguments.kwargs.items() if is_explicit(key, value)}
-
-
-def _nodes(graph: Any) -> Iterator[Any]:
-    by_depth = graph._nodes_by_depth  # noqa: SLF001
-    for depth in sorted(by_depth, reverse=True):
-        yield from (node for node in by_depth[depth] if not node.is_input)

@@ -93,6 +93,12 @@ def choose_loss(config: Mapping[str, Any], found: Labelled, source: Any) -> Chos
     return Chosen(loss, found.given, own=True) if why is None else _replace_own(_title(stored), why, found, source)
 
 
+def answers_logits(loss: Any, found: Labelled, source: Any) -> bool:
+    """Whether an output gives logits: as its loss has it, else as its last layer or its answers tell."""
+    stated = loss.get_config().get("from_logits")
+    return not _answers_probabilities(source, found) if stated is None else bool(stated)
+
+
 def _choose_built_in(name: str, settings: Mapping[str, Any], found: Labelled, source: Any) -> Chosen:
     import tf_keras
 

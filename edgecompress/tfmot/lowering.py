@@ -26,6 +26,7 @@ _PASSED_OVER = frozenset(
         "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "StochasticDepth", "ops.StopGradient",
     }
 )  # fmt: skip
+_KNOWN_HOMES = ("keras", "edgecompress")  # where the classes are from that rules are for
 _RECURRENT = frozenset({"RNN", "ConvLSTM", "Bidirectional"})
 _TAKE_INTEGERS = frozenset({"cast", "embedding", "float", "move", "reshape"})
 _USE_OTHERWISE = "name it in the exclude of [[passes]] kind = 'qat', which leaves it in float, or convert without --qat"
@@ -107,7 +108,7 @@ class UnsupportedError(Exception):
 
 
 def rule(*kinds: str) -> Callable[[Rule], Rule]:
-    """Registers how layers of these Keras classes are written; `ops.NAME` for the operations of `keras.ops`."""
+    """Registers how layers of these classes of Keras or ours are written; `ops.NAME` for operations of `keras.ops`."""
 
     def register(function: Rule) -> Rule:
         for kind in kinds:
@@ -243,16 +244,15 @@ class Lowering:
         prefix = "" if isinstance(operation, keras.Layer) else "ops."
         for base in type(operation).__mro__:
             kind, home = f"{prefix}{base.__name__}", base.__module__.split(".")[0]
-            if home != "keras":
-                if "call" in base.__dict__:
-                    break  # a user's own call: what it does is not known
-                continue
-            if kind in _PASSED_OVER:
-                return args[0]
-            if kind in _RECURRENT:
-                raise UnsupportedError("recurrent layers are not trained with quantization here")
-            if kind in RULES:
-                return RULES[kind](self, operation, *args, **kwargs)
+            if home in _KNOWN_HOMES:
+                if kind in _PASSED_OVER:
+                    return args[0]
+                if kind in _RECURRENT:
+                    raise UnsupportedError("recurrent layers are not trained with quantization here")
+                if kind in RULES:
+                    return RULES[kind](self, operation, *args, **kwargs)
+            if home != "keras" and "call" in base.__dict__:
+                break  # its own call: what it does is not known
         raise UnsupportedError(f"nothing is known of how {type(operation).__name__} computes")
 
     def write_inner(self, layer: Any, x: Node) -> Any:

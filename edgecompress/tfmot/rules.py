@@ -37,6 +37,26 @@ def _dense(low: Lowering, layer: Any, x: Node) -> Node:
     return activate(low, dense(low, x, array(layer.kernel), array(layer.bias)), layer.activation)
 
 
+@rule("LowRankDense")
+def _low_rank_dense(low: Lowering, layer: Any, x: Node) -> Node:
+    return activate(low, _product(low, x, array(layer.u), layer), layer.activation)
+
+
+@rule("FactorizedDense")
+def _factorized_dense(low: Lowering, layer: Any, x: Node) -> Node:
+    """The residual is not trained, because its zeros would not stay."""
+    result = _product(low, x, array(layer.u) * array(layer.s), layer)
+    if layer.residual_values is not None:
+        rest = dense(low, x, layer.residual_matrix(), None)
+        rest.trainable = False
+        result = low.add("add", result, rest)
+    return activate(low, result, layer.activation)
+
+
+def _product(low: Lowering, x: Node, u: Any, layer: Any) -> Node:
+    return dense(low, dense(low, x, u, None), array(layer.v), array(layer.bias))
+
+
 @rule("EinsumDense")
 def _einsum_dense(low: Lowering, layer: Any, x: Node) -> Node:
     return activate(low, einsum(low, x, layer.equation, array(layer.kernel), array(layer.bias)), layer.activation)

@@ -29,11 +29,7 @@ def fine_tune(
     source: Any = None,
     judge_from: int = 1,
 ) -> Trained:
-    """Compiles and trains a tf_keras model, and leaves the weights of its best epoch in it.
-
-    The best epoch is the one with the smallest validation loss, or the last where no samples are held back for that.
-    The samples are shuffled by the seed and the epoch's number, so a resumed run ends with exactly the weights of one
-    that was never interrupted; except where the model draws random numbers itself, as Dropout does.
+    """Decides what a tf_keras model is trained for, and trains it; see `train`.
 
     Args:
         model: A functional or Sequential tf_keras model, with wrappers or without.
@@ -49,12 +45,45 @@ def fine_tune(
         DataError: There are no labels, they do not fit, or the loss was never a number.
         UsageError: The checkpoint to resume from is of another run.
     """
-    import tensorflow as tf
-
-    tf.random.set_seed(context.seed)
     objective = choose_objective(model, context, source)
     if source is not None and context.data is not None:
         objective = keep_answers(objective, model, context.data, source)
+    return train(model, objective, context, step=step, epochs=epochs, callbacks=callbacks, judge_from=judge_from)
+
+
+def train(
+    model: Any,
+    objective: Objective,
+    context: PassContext,
+    *,
+    step: str,
+    epochs: int,
+    callbacks: Sequence[Any] = (),
+    judge_from: int = 1,
+) -> Trained:
+    """Compiles and trains a tf_keras model, and leaves the weights of its best epoch in it.
+
+    The best epoch is the one with the smallest validation loss, or the last where no samples are held back for that.
+    The samples are shuffled by the seed and the epoch's number, so a resumed run ends with exactly the weights of one
+    that was never interrupted; except where the model draws random numbers itself, as Dropout does.
+
+    Args:
+        model: A functional or Sequential tf_keras model, with wrappers or without.
+        objective: What it is trained for.
+        context: Training samples with labels, settings, seed, checkpoints.
+        step: What progress is reported under, e.g. `prune`.
+        epochs: Rounds over the training samples, at most.
+        callbacks: tf_keras callbacks, which see one `fit` for each epoch.
+        judge_from: The first epoch, from 1, whose weights may be kept; 0: those that the model came with may be, too,
+            where samples are held back to judge them.
+
+    Raises:
+        DataError: The loss was never a number.
+        UsageError: The checkpoint to resume from is of another run.
+    """
+    import tensorflow as tf
+
+    tf.random.set_seed(context.seed)
     objective.compile(model)
     trainer = _Trainer(model, context, objective, step, epochs, judge_from)
     progress, resumed_at = trainer.begin()
@@ -65,12 +94,12 @@ def fine_tune(
         samples=len(trainer.training),
         validation_samples=len(trainer.validation),
         epochs=tuple(EpochLog(epoch=number, figures=logs) for number, logs in enumerate(progress.logs, 1)),
-        kept_epoch=progress.best_epoch or progress.epoch,
+        kept_epoch=progress.kept_epoch,
         stopped=progress.stopped,
         optimizer=objective.optimizer_text,
         loss=objective.loss_text,
         resumed_at=resumed_at,
-        notes=objective.notes,
+        notes=(*objective.notes, *_on_the_start(progress)),
     )
 
 
@@ -150,7 +179,10 @@ class _Trainer:
         folder = self._context.checkpoints
         progress = read_checkpoint(folder, self._key) if folder is not None and self._context.resume else None
         if progress is None:
-            return Progress(), None
+            progress = Progress()
+            if self._judge_from == 0 and len(self.validation):
+                self._judge_start(progress)
+            return progress, None
         self.restore(progress.weights)
         _assign(self._model.optimizer.variables, progress.slots)
         return progress, min(progress.epoch + 1, self._epochs)
@@ -176,9 +208,7 @@ class _Trainer:
     def _fit(self, epoch: int, callbacks: Sequence[Any]) -> dict[str, float]:
         order = np.random.default_rng([self._context.seed, epoch]).permutation(self.training)
         samples = batches(self._model, self._objective, self._context, order)
-        held_back = None
-        if len(self.validation):
-            held_back = batches(self._model, self._objective, self._context, self.validation)
+        held_back = self._held_back() if len(self.validation) else None
         with quiet():
             history = self._model.fit(
                 samples,
@@ -190,6 +220,16 @@ class _Trainer:
                 callbacks=[*callbacks, self._reporter(epoch, len(samples))],
             )
         return {self._title(name): float(values[-1]) for name, values in history.history.items()}
+
+    def _held_back(self) -> Any:
+        return batches(self._model, self._objective, self._context, self.validation)
+
+    def _judge_start(self, progress: Progress) -> None:
+        with quiet():
+            loss = self._model.evaluate(self._held_back(), verbose=0, return_dict=True)["loss"]
+        if math.isfinite(loss):
+            progress.best = [variable.numpy() for variable in self._model.variables]
+            progress.best_loss = loss
 
     def _title(self, figure: str) -> str:
         return self._objective.title(self._model, figure)
@@ -236,8 +276,16 @@ class _Trainer:
                 where=None if self._context.data is None else self._context.data.source,
                 fix="lower --learning-rate, and check the range of the samples and the labels",
             )
-        kept = progress.best_epoch or progress.epoch
+        kept = progress.kept_epoch
         progress.stopped = f"the loss became NaN or infinite in epoch {epoch}; the weights of epoch {kept} were kept"
+
+
+def _on_the_start(progress: Progress) -> Iterator[str]:
+    if progress.kept_epoch == 0:
+        yield (
+            f"no epoch was better than the weights before training (validation loss {progress.best_loss:.4g}): they "
+            "were kept"
+        )
 
 
 @contextmanager

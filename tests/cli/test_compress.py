@@ -172,7 +172,7 @@ def test_resume_without_checkpoints_says_so(edgecompress, digits_cnn, train_file
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ([], ["there is nothing to do", "add --prune 0.8 or --cluster 16"]),
+        ([], ["there is nothing to do", "add --low-rank 0.5, --fuse, --prune 0.8 or --cluster 16"]),
         (["--qat"], ["qat ends in an integer .tflite file", "use `edgecompress convert`"]),
         (["--prune", "2"], ["--prune: key 'sparsity'", "less than 1"]),
         (["--prune", "abc"], ["'--prune': 'abc' is not a value such as 0.8, 2:4", "compress --help"]),
@@ -248,7 +248,8 @@ def test_a_line_of_convert_can_be_planned_as_it_is(edgecompress, refused, digits
 def test_the_plan_as_a_document(edgecompress, digits_cnn) -> None:
     found = json.loads(edgecompress("plan", digits_cnn.model, "--json").out)
     assert found["schema"] == "edgecompress.plan/1"
-    assert [one["technique"]["kind"] for one in found["passes"]] == ["prune", "cluster", "qat"]
+    kinds = [one["technique"]["kind"] for one in found["passes"]]
+    assert kinds == ["low_rank", "fuse", "prune", "cluster", "qat"]
     assert not found["asked"]
 
 

@@ -166,7 +166,7 @@ def test_training_samples_calibrate_where_there_is_no_data(edgecompress, digits_
     ("words", "parts"),
     [
         (["--qat"], ["qat trains the model, which needs training samples", "pass --train"]),
-        (["--epochs", "3"], ["the settings of the training would have no effect", "add --prune, --cluster or --qat"]),
+        (["--epochs", "3"], ["settings of the training would have no effect", "add --low-rank, --prune, --cluster"]),
         (["--train", "TRAIN"], ["no pass trains the model, so --train would have no effect"]),
         (["--resume"], ["--resume would have no effect"]),
         (["--qat", "--train", "TRAIN", "--scheme", "float16"], ["float16 rounds nothing", "leave --qat out"]),

@@ -7,7 +7,7 @@ from edgecompress.cli.passes import PassFields, pass_options, recipe_of
 from edgecompress.command import recipe_options
 from edgecompress.errors import UsageError
 from edgecompress.recipes import Recipe
-from edgecompress.techniques import Cluster, Prune, Qat, Training
+from edgecompress.techniques import Cluster, Fuse, LowRank, Prune, Qat, Training
 
 
 @click.command()
@@ -21,6 +21,39 @@ def recipe_from(*words: object) -> Recipe:
     settings.pop("train")
     settings.pop("resume")
     return recipe_of(settings.pop("recipe"), settings)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("energy=0.95", LowRank(energy=0.95)),
+        ("energy=1.0", LowRank(energy=1.0)),
+        ("rank=16", LowRank(rank=16)),
+        ("ratio=0.25", LowRank(ratio=0.25)),
+        ("params_budget=0.5", LowRank(params_budget=0.5)),
+        ("params_budget=200_000", LowRank(params_budget=200_000)),
+        ("flops_budget=0.5", LowRank(flops_budget=0.5)),
+        ("evbmf", LowRank(evbmf=True)),
+        ("evbmf,conv=tucker", LowRank(evbmf=True, conv="tucker")),
+        ("16", LowRank(rank=16)),
+        ("0.25", LowRank(ratio=0.25)),
+        ("16,multiple=4,epochs=2", LowRank(rank=16, multiple=4, epochs=2)),
+        ("energy=0.9,gates=separate", LowRank(energy=0.9, gates="separate")),
+        ("0.5,activation_aware=false", LowRank(ratio=0.5, activation_aware=False)),
+        ("{rank=4, layers={'conv.*'=0, head=0.5}}", LowRank(rank=4, layers={"conv.*": 0, "head": 0.5})),
+        ("distill=0.5", LowRank(distill=0.5)),
+        ("{}", LowRank()),
+    ],
+)
+def test_what_low_rank_takes(value: str, expected: LowRank) -> None:
+    assert recipe_from("--low-rank", value).passes == (expected,)
+
+
+def test_fuse_is_a_flag_and_its_fields_imply_it() -> None:
+    assert recipe_from("--fuse").passes == (Fuse(),)
+    fields = ("--fuse-options", "embedding=speed,linear=false")
+    assert recipe_from(*fields).passes == (Fuse(embedding="speed", linear=False),)
+    assert recipe_from("--fuse", *fields) == recipe_from(*fields)
 
 
 @pytest.mark.parametrize(
@@ -65,13 +98,27 @@ def test_qat_is_a_flag_and_its_fields_imply_it() -> None:
 
 
 def test_the_order_is_that_of_the_passes_and_not_that_of_the_line() -> None:
-    kinds = [each.kind for each in recipe_from("--qat", "--cluster", 16, "--prune", 0.8).passes]
-    assert kinds == ["prune", "cluster", "qat"]
+    words = ("--qat", "--cluster", 16, "--prune", 0.8, "--fuse", "--low-rank", 0.5)
+    assert [each.kind for each in recipe_from(*words).passes] == ["low_rank", "fuse", "prune", "cluster", "qat"]
 
 
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
+        (["--low-rank", "rank=0"], ["--low-rank: key 'rank'", "greater than 0", "received 0"]),
+        (["--low-rank", "0"], ["--low-rank: key 'rank'", "greater than 0"]),
+        (["--low-rank", "1.0"], ["--low-rank: key 'ratio'", "less than 1", "received 1.0"]),
+        (["--low-rank", "energy=0"], ["--low-rank: key 'energy'", "greater than 0"]),
+        (["--low-rank", "energy=1.01"], ["--low-rank: key 'energy'", "less than or equal to 1", "received 1.01"]),
+        (["--low-rank", "energy=-0.5"], ["--low-rank: key 'energy'", "greater than 0", "received -0.5"]),
+        (["--low-rank", "energy=nan"], ["--low-rank: key 'energy'"]),
+        (["--low-rank", "16,energy=0.9"], ["--low-rank: rank and energy are different ways", "give one of them"]),
+        (["--low-rank", "rnk=16"], ["--low-rank: unknown key 'rnk'", "did you mean 'rank'?"]),
+        (["--low-rank", "16,conv=tuker"], ["'conv'", "did you mean 'tucker'?"]),
+        (["--low-rank", "{layers={'('=4}}"], ["'(' is not a regular expression"]),
+        (["--low-rank", "{layers={a=-1}}"], ["--low-rank: key 'layers'"]),
+        (["--fuse-options", "embeding=off"], ["--fuse-options: unknown key 'embeding'", "did you mean 'embedding'?"]),
+        (["--fuse-options", "embedding=sped"], ["--fuse-options: key 'embedding'", "did you mean 'speed'?"]),
         (["--prune", "1.0"], ["--prune: key 'sparsity'", "less than 1", "received 1.0"]),
         (["--prune", "-0.1"], ["--prune: key 'sparsity'", "greater than or equal to 0", "received -0.1"]),
         (["--prune", "2"], ["--prune: key 'sparsity'", "less than 1", "received 2"]),
@@ -96,6 +143,11 @@ def test_a_wrong_field_or_value_is_named(words: list[str], parts: list[str]) -> 
 @pytest.mark.parametrize(
     "words",
     [
+        ["--low-rank", "much"],
+        ["--low-rank", ""],
+        ["--low-rank", "true"],
+        ["--low-rank", "evbmf,16"],
+        ["--fuse-options", "embedding"],
         ["--prune", "abc"],
         ["--prune", ""],
         ["--prune", "true"],
@@ -143,6 +195,14 @@ def test_options_replace_the_fields_they_name_and_add_what_is_not_there(tmp_path
     assert recipe.training == Training(epochs=2, batch_size=16)
 
 
+def test_an_options_way_of_choosing_ranks_takes_the_place_of_the_recipes(tmp_path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text('[[passes]]\nkind = "low_rank"\nenergy = 0.9\nconv = "tucker"\n')
+    assert recipe_from("--recipe", path, "--low-rank", 16).passes == (LowRank(rank=16, conv="tucker"),)
+    assert recipe_from("--recipe", path, "--low-rank", "evbmf").passes == (LowRank(evbmf=True, conv="tucker"),)
+    assert recipe_from("--recipe", path, "--low-rank", "conv=spatial").passes == (LowRank(energy=0.9, conv="spatial"),)
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
@@ -177,6 +237,15 @@ def test_an_option_cannot_mean_one_of_two_passes(tmp_path) -> None:
 @pytest.mark.parametrize(
     "passes",
     [
+        (LowRank(),),
+        (LowRank(energy=1.0),),
+        (LowRank(rank=16, multiple=4, gates="separate", conv="cp", epochs=3),),
+        (LowRank(evbmf=True, activation_aware=False, distill=0.5),),
+        (LowRank(params_budget=200_000),),
+        (LowRank(flops_budget=0.5, layers={"conv.*": 0, "a|b": 0.25, "gru": 16}),),
+        (Fuse(),),
+        (Fuse(batch_norm=False, embedding="off"),),
+        (LowRank(ratio=0.5), Fuse(), Prune(), Cluster(), Qat()),
         (Prune(),),
         (Prune(sparsity=0.8),),
         (Prune(pattern="2:4"),),

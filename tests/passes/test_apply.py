@@ -11,7 +11,7 @@ from edgecompress.models import load_model
 from edgecompress.passes import apply_passes, registry
 from edgecompress.passes.base import PassContext
 from edgecompress.schemes import QuantizationScheme
-from edgecompress.techniques import Cluster, Prune, Qat, Training
+from edgecompress.techniques import Cluster, Fuse, Prune, Qat, Training
 from edgecompress.tfmot.qat import train_quantized
 
 PRUNE, CLUSTER = Prune(sparsity=0.6, epochs=2), Cluster(clusters=8, epochs=2)
@@ -77,6 +77,18 @@ def test_pruning_after_clustering_is_noted(net):
     assert all(proof.sparsity >= 0.59 for proof in pruned.proof)
 
 
+def test_fusing_after_pruning_is_noted(keras):
+    layers = keras.layers
+    model = keras.Sequential([
+        keras.Input((8,)), layers.Dense(16, name="dense"), layers.BatchNormalization(), layers.Dense(4)
+    ])  # fmt: skip
+    _, (_, fused) = apply_passes(model, [PRUNE, Fuse()], PassContext())
+    assert fused.fusions
+    assert "fuse first" in fused.notes[-1]
+    _, (fused, _) = apply_passes(model, [Fuse(), PRUNE], PassContext())
+    assert not any("fuse first" in note for note in fused.notes)
+
+
 def test_no_passes_change_nothing(net):
     model, results = apply_passes(net, [], context(net))
     assert model is net
@@ -104,6 +116,8 @@ def test_each_pass_goes_on_from_checkpoints_of_its_own(net, samples, tmp_path):
 
 
 def test_a_pass_that_ends_in_a_file_is_not_applied_here(net):
-    assert sorted(registry()) == ["cluster", "prune"]
-    with pytest.raises(UsageError, match="the pass 'qat' does not end in a Keras model; expected cluster, prune"):
+    assert sorted(registry()) == ["cluster", "fuse", "low_rank", "prune"]
+    with pytest.raises(
+        UsageError, match="the pass 'qat' does not end in a Keras model; expected cluster, fuse, low_rank, prune"
+    ):
         apply_passes(net, [Qat()], context(net))

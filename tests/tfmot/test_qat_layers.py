@@ -7,6 +7,11 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
+from edgecompress.data import fix_shapes
+from edgecompress.layers import FactorizedDense, LowRankDense, LowRankGRU
+from edgecompress.models import load_model
+from edgecompress.tfmot.lowering import lower
+
 IMAGE, ROWS, PIXELS = (8, 8, 1), (8, 8), (64,)
 
 
@@ -69,6 +74,9 @@ LAYERS = {
     "Conv1DTranspose": (ROWS, lambda x: layers.Conv1DTranspose(8, 3, strides=2)(layers.Conv1D(8, 3)(x))),
     "Dense": (PIXELS, lambda x: layers.Dense(32, activation="relu")(x)),
     "Dense of a sequence": (ROWS, lambda x: layers.Dense(16, activation="relu")(x)),
+    "LowRankDense": (PIXELS, lambda x: LowRankDense(32, 8, "relu")(x)),
+    "LowRankDense of a sequence": (ROWS, lambda x: LowRankDense(16, 4, use_bias=False)(x)),
+    "FactorizedDense": (PIXELS, lambda x: FactorizedDense(32, 8, 0.1, "relu", seed=0)(x)),
     "EinsumDense": (ROWS, lambda x: layers.EinsumDense("abc,cde->abde", (8, 4, 6), bias_axes="de")(x)),
     "EinsumDense over steps": (ROWS, lambda x: layers.EinsumDense("abc,bd->adc", (6, 8), bias_axes="d")(x)),
     "EinsumDense with dots": (ROWS, lambda x: layers.EinsumDense("...x,xy->...y", 12, bias_axes="y")(x)),
@@ -252,3 +260,11 @@ def test_two_embeddings_joined(trained_quantized) -> None:
     found = trained_quantized(functional(PIXELS, two_lookups, "int32")())
     assert found.agreement >= 0.99
     assert found.artifact.float_ops == ()
+
+
+def test_low_rank_recurrent_layers_are_named() -> None:
+    rows = keras.Input(ROWS, name="digit")
+    model = keras.Model(rows, layers.Dense(10)(LowRankGRU(8, recurrent_rank=4, name="steps")(rows)))
+    (refusal,) = lower(model, fix_shapes(load_model(model).inputs, None)).refusals
+    assert (refusal.layer, refusal.kind) == ("steps", "LowRankGRU")
+    assert "recurrent layers are not trained" in refusal.reason

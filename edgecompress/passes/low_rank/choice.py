@@ -1,0 +1,291 @@
+"""Chooses ranks: by a number, a share, energy, EVBMF, or a budget that all layers share.
+
+Whatever the way, a layer is only replaced if its factors have fewer weights, need fewer multiply-accumulates and
+are expected to take less time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from edgecompress.decomposition.evbmf import evbmf_rank
+from edgecompress.decomposition.matrices import round_rank
+from edgecompress.errors import UsageError
+from edgecompress.passes.base import RankPoint
+from edgecompress.passes.kernel_costs import saves_time
+from edgecompress.passes.low_rank.kind import Kind, Ranks
+from edgecompress.passes.low_rank.sites import Site
+from edgecompress.techniques import LowRank, setting_for
+
+_RUNGS = 12  # ranks a layer that are tried for a budget, and shown
+_METHODS_WITHOUT_ENERGY = ("cp",)
+
+
+@dataclass
+class Candidate:
+    """A layer that can be replaced, and the ranks that were looked at.
+
+    Attributes:
+        site: The layer.
+        kind: How it is written in factors.
+        methods: The ways of doing so that the configuration allows.
+        multiple: Ranks are rounded to multiples of this.
+    """
+
+    site: Site
+    kind: Kind
+    methods: tuple[str, ...]
+    multiple: int
+    _points: dict[tuple[str, Ranks], RankPoint] = field(default_factory=dict)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the layer as it is; sizes that vary count as 1."""
+        return sum(each.macs * each.calls for call in self.kind.calls for each in self.kind.operators(call))
+
+    def macs_of(self, point: RankPoint) -> int:
+        """Those of its factors."""
+        return sum(
+            each.macs * each.calls
+            for call in self.kind.calls
+            for each in self.kind.operators(call, point.method, point.ranks)
+        )
+
+    @property
+    def is_known(self) -> bool:
+        """Whether all sizes are known."""
+        return all(call.is_known for call in self.kind.calls)
+
+    def point(self, method: str, ranks: Ranks) -> RankPoint:
+        """Works out what ranks cost and keep, once."""
+        ranks = self.kind.settle(method, ranks)
+        key = (method, ranks)
+        if key not in self._points:
+            weight_error, output_error = self.kind.errors(method, ranks)
+            energy = 1 - weight_error**2
+            if method not in _METHODS_WITHOUT_ENERGY:
+                pairs = zip(self.kind.spectra(method), ranks, strict=True)
+                energy = min(spectra.energy(rank) for spectra, rank in pairs)
+            point = RankPoint(
+                method=method, ranks=ranks, energy=energy, params=self.kind.factor_params(method, ranks), macs=0,
+                weight_error=weight_error, output_error=output_error,
+            )  # fmt: skip
+            macs = self.macs_of(point) if self.is_known else None
+            self._points[key] = point.model_copy(update={"macs": macs})
+        return self._points[key]
+
+    def loss(self, point: RankPoint) -> float:
+        """The squared relative error of the outputs, or of the weights where there are no samples."""
+        return (point.weight_error if point.output_error is None else point.output_error) ** 2
+
+    def objection(self, point: RankPoint) -> str | None:
+        """Returns why the layer is better left alone than written so, or None."""
+        kind = self.kind
+        if point.params >= kind.params:
+            return f"{point.params:,} weights instead of {kind.params:,}"
+        before, after = self.macs, self.macs_of(point)
+        if kind.adds_arithmetic:
+            return None  # `choose` looks at the model as a whole
+        if after >= before:
+            return f"{after:,} MACs instead of {before:,}"
+        whole = [each for call in kind.calls for each in kind.operators(call)]
+        parts = [each for call in kind.calls for each in kind.operators(call, point.method, point.ranks)]
+        return None if saves_time(whole, parts) else f"{after:,} MACs instead of {before:,}, but not quicker"
+
+    def ladder(self, method: str) -> tuple[Ranks, ...]:
+        """Returns ranks from the smallest to the largest that save weights, all matrices at about the same energy."""
+        full = self.kind.full_ranks(method)
+        widest = max(range(len(full)), key=lambda number: full[number])
+        # Ranks below the multiple are for those who ask for a share that no multiple leaves.
+        small = [rank for rank in (1, 2, 4, 8, 16) if rank < min(self.multiple, full[widest])]
+        steps = [*small, *range(self.multiple, full[widest], self.multiple)]
+        rungs: dict[Ranks, None] = {}
+        for rank in steps:
+            ranks = self.kind.settle(method, self._alongside(method, widest, rank))
+            if self.kind.factor_params(method, ranks) < self.kind.params:
+                rungs[ranks] = None
+        return tuple(rungs)
+
+    def _alongside(self, method: str, widest: int, rank: int) -> Ranks:
+        full = self.kind.full_ranks(method)
+        if len(full) == 1:
+            return (rank,)
+        spectra = self.kind.spectra(method)
+        energy = spectra[widest].energy(rank)
+        return tuple(
+            rank if number == widest
+            else round_rank(spectra[number].rank_for_energy(energy), full[number], self.multiple, up=True)
+            for number in range(len(full))
+        )  # fmt: skip
+
+    def few(self, method: str) -> tuple[Ranks, ...]:
+        """Returns some rungs of the ladder, evenly spread."""
+        rungs = self.ladder(method)
+        if len(rungs) <= _RUNGS:
+            return rungs
+        return tuple(rungs[round(number * (len(rungs) - 1) / (_RUNGS - 1))] for number in range(_RUNGS))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was chosen for a candidate: a point, or none, and why the layer is left alone, or None."""
+
+    point: RankPoint | None
+    objection: str | None
+
+
+def choose(candidates: Sequence[Candidate], spec: LowRank, *, params: int, macs: int | None) -> dict[str, Chosen]:
+    """Chooses a rank for each layer, or to leave it alone.
+
+    Args:
+        candidates: The layers that can be written in factors.
+        spec: The way of choosing.
+        params: Number of weights of the whole model.
+        macs: Multiply-accumulates of the whole model for one sample, or None.
+
+    Returns:
+        What was chosen, by the layer's name.
+
+    Raises:
+        UsageError: A budget cannot be met.
+    """
+    way, value = spec.choice
+    free = [each for each in candidates if setting_for(each.site.name, spec.layers, None) is None]
+    chosen = {each.site.name: _choose_one(each, _named_way(each, spec)) for each in candidates if each not in free}
+    if way in ("params_budget", "flops_budget"):
+        chosen |= _share_budget(free, chosen, candidates, way=way, value=value, params=params, macs=macs)
+    else:
+        chosen |= {each.site.name: _choose_one(each, (way, value)) for each in free}
+    return _without_slow_lookups(candidates, chosen)
+
+
+def _named_way(candidate: Candidate, spec: LowRank) -> tuple[str, float]:
+    value = setting_for(candidate.site.name, spec.layers, None)
+    return ("rank" if isinstance(value, int) else "ratio"), value
+
+
+def _choose_one(candidate: Candidate, way: tuple[str, float]) -> Chosen:
+    points = [
+        candidate.point(method, ranks)
+        for method in candidate.methods
+        if (ranks := _ranks(candidate, method, *way)) is not None
+    ]
+    if not points:
+        return Chosen(None, _nothing_to_choose(candidate, *way))
+    good = [point for point in points if candidate.objection(point) is None]
+    # Ways that keep as much are told apart by what they cost; ways that cost as much, by what they keep.
+    by_cost: Callable[[RankPoint], float] = candidate.macs_of
+    best = min(good or points, key=candidate.loss if way[0] in ("ratio", "rank") else by_cost)
+    return Chosen(best, candidate.objection(best))
+
+
+def _ranks(candidate: Candidate, method: str, way: str, value: float) -> Ranks | None:
+    """Returns the ranks that a way of choosing gives, or None where it gives none."""
+    kind, multiple = candidate.kind, candidate.multiple
+    full = kind.full_ranks(method)
+    if way == "rank":
+        return tuple(min(int(value), each) for each in full) if value < max(full) else None
+    if way == "energy":
+        found = [each.rank_for_energy(value) for each in kind.spectra(method)]
+    elif way == "evbmf":
+        found = [max(map(evbmf_rank, together)) for together in kind.matrices(method)]
+    else:
+        fitting = [r for r in candidate.ladder(method) if kind.factor_params(method, r) <= value * kind.params]
+        return fitting[-1] if fitting else None
+    return tuple(round_rank(rank, limit, multiple, up=True) for rank, limit in zip(found, full, strict=True))
+
+
+def _nothing_to_choose(candidate: Candidate, way: str, value: float) -> str:
+    full = max(max(candidate.kind.full_ranks(method)) for method in candidate.methods)
+    if way == "rank":
+        return f"rank {int(value)} is not below the full rank, {full}"
+    return f"no rank leaves it {value:.3g} of its {candidate.kind.params:,} weights"
+
+
+def _share_budget(
+    free: Sequence[Candidate], chosen: dict[str, Chosen], candidates: Sequence[Candidate], *, way: str, value: float,
+    params: int, macs: int | None,
+) -> dict[str, Chosen]:  # fmt: skip
+    """Takes the step that costs the least error for what it saves, again and again, until the model fits."""
+    whole = params if way == "params_budget" else macs
+    if whole is None:
+        raise UsageError(
+            "flops_budget needs the model's MACs, which are not known: a size varies, or a layer is not counted",
+            fix="pass --input-shape, or use params_budget",
+        )
+    unit = 2 if way == "flops_budget" else 1  # a multiply-accumulate is two floating-point operations
+    budget = value * whole if value < 1 else value / unit
+
+    def cost(candidate: Candidate, point: RankPoint | None) -> int:
+        if way == "params_budget":
+            return candidate.kind.params if point is None else point.params
+        return candidate.macs if point is None else candidate.macs_of(point)
+
+    named = {each.site.name: each for each in candidates}
+    left = whole - sum(
+        cost(named[name], None) - cost(named[name], one.point) for name, one in chosen.items() if one.objection is None
+    )
+    state: dict[str, RankPoint | None] = {each.site.name: None for each in free}
+    steps = {each.site.name: list(_good_points(each)) for each in free}
+    while left > budget:
+        spare = _macs_saved(candidates, chosen | {name: Chosen(point, None) for name, point in state.items()})
+        moves = [
+            ((each.loss(point) - _loss_now(each, now)) / saved, each.site.name, point, saved)
+            for each in free
+            for now in (state[each.site.name],)
+            for point in steps[each.site.name]
+            if (saved := cost(each, now) - cost(each, point)) > 0
+            and (now is not None or not each.kind.adds_arithmetic or each.macs_of(point) < spare)
+        ]
+        if not moves:
+            smallest = unit * left
+            raise UsageError(
+                f"low_rank: {way} cannot be met", expected=f"{unit * budget:,.0f}", received=f"{smallest:,} at least",
+                fix="give a larger one, or prune as well",
+            )  # fmt: skip
+        _, name, point, saved = min(moves, key=lambda move: (move[0], move[1]))
+        state[name], left = point, left - saved
+    return {
+        name: Chosen(point, None if point is not None else "left as it is: the budget is met without it")
+        for name, point in state.items()
+    }
+
+
+def _loss_now(candidate: Candidate, point: RankPoint | None) -> float:
+    return 0.0 if point is None else candidate.loss(point)
+
+
+def _good_points(candidate: Candidate) -> Iterator[RankPoint]:
+    for method in candidate.methods:
+        for ranks in candidate.few(method):
+            point = candidate.point(method, ranks)
+            if candidate.objection(point) is None:
+                yield point
+
+
+def _macs_saved(candidates: Sequence[Candidate], chosen: Mapping[str, Chosen]) -> int:
+    """Returns how many multiply-accumulates the layers that were chosen save; those of factors of lookups cost some."""
+    return sum(
+        each.macs - each.macs_of(one.point)
+        for each in candidates
+        for one in (chosen[each.site.name],)
+        if one.objection is None and one.point is not None
+    )
+
+
+def _without_slow_lookups(candidates: Sequence[Candidate], chosen: dict[str, Chosen]) -> dict[str, Chosen]:
+    """Leaves embeddings alone where the arithmetic of their factors is more than the other layers save.
+
+    A lookup needs no arithmetic, its factors do: for one layer alone they would never be worth it.
+    """
+    lookups = [
+        (each, point) for each in candidates
+        if each.kind.adds_arithmetic and (point := chosen[each.site.name].point) is not None
+    ]  # fmt: skip
+    result = dict(chosen)
+    for each, point in sorted(lookups, key=lambda pair: -pair[0].macs_of(pair[1])):
+        if result[each.site.name].objection is None and _macs_saved(candidates, result) <= 0:
+            reason = f"{each.macs_of(point):,} MACs instead of a lookup, more than the other layers save"
+            result[each.site.name] = Chosen(point, reason)
+    return result

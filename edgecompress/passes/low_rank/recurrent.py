@@ -1,0 +1,225 @@
+"""GRU and LSTM in factors, and Bidirectional around them: the input and the recurrent kernel have a rank each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edgecompress.data import Array
+from edgecompress.decomposition.matrices import Spectrum, relative_error, spectrum
+from edgecompress.passes.kernel_costs import Operator
+from edgecompress.passes.low_rank.kind import (
+    Call,
+    Kept,
+    Kind,
+    LeftAloneError,
+    Matrices,
+    Moments,
+    Ranks,
+    Spectra,
+    options_of,
+    positions,
+    product,
+)
+
+_GATES = {"GRU": 3, "LSTM": 4}
+_MATRIX = 2
+
+
+class _Direction:
+    """A GRU or LSTM that runs one way, with what it was seen to multiply."""
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+        self.gates = _GATES[type(layer).__name__]
+        self.inputs, self.states = Moments(), Moments()
+        if layer.cell.kernel_constraint is not None or layer.cell.recurrent_constraint is not None:
+            raise LeftAloneError("its kernels have constraints, which say nothing about factors")
+
+    @property
+    def resets_before(self) -> bool:
+        return not getattr(self.layer, "reset_after", True)
+
+    @property
+    def kernels(self) -> tuple[Array, Array]:
+        """The input kernel (features, gates * units) and the recurrent one (units, gates * units)."""
+        cell = self.layer.cell
+        return np.asarray(cell.kernel, np.float32), np.asarray(cell.recurrent_kernel, np.float32)
+
+    def observe(self, inputs: Array, mask: Array | None) -> None:
+        rows = inputs.reshape(-1, inputs.shape[-1]) if mask is None else inputs[mask]
+        self.inputs.add(rows)
+        twin = type(self.layer).from_config(
+            self.layer.get_config() | {"return_sequences": True, "return_state": False, "stateful": False}
+        )
+        twin.build(inputs.shape)
+        twin.set_weights(self.layer.get_weights())
+        states = np.asarray(twin(inputs, mask=mask), np.float32)
+        before = np.concatenate([np.zeros_like(states[:, :1]), states[:, :-1]], axis=1)  # what a step multiplies
+        self.states.add(before.reshape(-1, states.shape[-1]))
+
+    def matrices(self, kernel: Array, method: str) -> tuple[Array, ...]:
+        return tuple(np.split(kernel, self.gates, axis=1)) if method == "separate" else (kernel,)
+
+    def decompose(self, method: str) -> tuple[Spectra, Spectra]:
+        pairs = zip(self.kernels, (self.inputs.mean, self.states.mean), strict=True)
+        kernel, recurrent = (
+            Spectra(tuple(spectrum(each, input_moments=moments) for each in self.matrices(matrix, method)))
+            for matrix, moments in pairs
+        )
+        return kernel, recurrent
+
+
+class RecurrentKind(Kind):
+    """`keras.layers.GRU` becomes `LowRankGRU`, `LSTM` becomes `LowRankLSTM`; alone or inside Bidirectional."""
+
+    methods = ("joint", "separate")
+
+    def __init__(self, layer: Any, calls: Sequence[Call]) -> None:
+        super().__init__(layer, calls)
+        both = (layer.forward_layer, layer.backward_layer) if type(layer).__name__ == "Bidirectional" else (layer,)
+        kinds = {type(each).__name__ for each in both}
+        if not kinds <= set(_GATES):
+            raise LeftAloneError(f"{' and '.join(sorted(kinds))} inside it is neither a GRU nor an LSTM")
+        self._directions = tuple(_Direction(each) for each in both)
+        self._kept, self._masks = Kept(), Kept()
+
+    @property
+    def kernels(self) -> tuple[Array, ...]:
+        return tuple(kernel for direction in self._directions for kernel in direction.kernels)
+
+    @property
+    def seen(self) -> bool:
+        return self._kept.samples is not None
+
+    def observe(self, inputs: Array, mask: Array | None) -> None:
+        if any(direction.layer.stateful for direction in self._directions):
+            return  # what it answers depends on what it was asked before
+        self._kept.add(inputs)
+        self._masks.add(np.ones(inputs.shape[:_MATRIX], bool) if mask is None else mask)
+        for direction in self._directions:
+            direction.observe(inputs, mask)
+
+    def matrices(self, method: str) -> Matrices:
+        kernel, recurrent = (
+            tuple(
+                matrix for direction in self._directions
+                for matrix in direction.matrices(direction.kernels[number], method)
+            )
+            for number in (0, 1)
+        )  # fmt: skip
+        return kernel, recurrent
+
+    def decompose(self, method: str) -> tuple[Spectra, ...]:
+        found = [direction.decompose(method) for direction in self._directions]
+        return tuple(Spectra(tuple(one for each in found for one in each[number].each)) for number in (0, 1))
+
+    def settle(self, method: str, ranks: Ranks) -> Ranks:
+        return tuple(
+            rank if sum(rank * sum(m.shape) for m in together) < sum(m.size for m in together) else full
+            for rank, full, together in zip(ranks, self.full_ranks(method), self.matrices(method), strict=True)
+        )
+
+    def factor_params(self, method: str, ranks: Ranks) -> int:
+        change = 0
+        for rank, full, together in zip(ranks, self.full_ranks(method), self.matrices(method), strict=True):
+            if rank < full:
+                change += sum(rank * sum(matrix.shape) - matrix.size for matrix in together)
+        return self.params + change
+
+    def operators(self, call: Call, method: str | None = None, ranks: Ranks = ()) -> tuple[Operator, ...]:
+        steps = positions(call.input[1:2])
+        found: list[Operator] = []
+        for direction in self._directions:
+            for number, kernel in enumerate(direction.kernels):
+                (inputs, outputs), whole = kernel.shape, method is None
+                if method is not None:
+                    whole = ranks[number] >= self.full_ranks(method)[number]
+                # Keras multiplies the input inside the loop; our layers multiply all steps at once before it.
+                places, calls = (1, steps) if number or method is None else (steps, 1)
+                if whole:
+                    found.append(product(places, inputs, outputs, calls))
+                    continue
+                apart = direction.gates if method == "separate" else 1
+                first = product(places, inputs, apart * ranks[number], calls)
+                # Reset before the product, the candidate multiplies another state than the other gates do.
+                found += [first] * (2 if number and apart == 1 and direction.resets_before else 1)
+                found += [product(places, ranks[number], outputs // apart, calls)] * apart
+        return tuple(found)
+
+    def build(self, method: str, ranks: Ranks) -> list[Any]:
+        import keras
+
+        layer = self.layer
+        options: dict[str, Any] = {
+            "gates": method,
+            **{
+                name: rank if rank < full else None
+                for name, rank, full in zip(
+                    ("input_rank", "recurrent_rank"), ranks, self.full_ranks(method), strict=True
+                )
+            },
+        }
+        parts = [_unbuilt(direction, options) for direction in self._directions]
+        new = parts[0]
+        if len(parts) > 1:
+            new = keras.layers.Bidirectional(
+                parts[0], merge_mode=layer.merge_mode, backward_layer=parts[1], name=layer.name, **options_of(layer)
+            )
+        new.build(self.calls[0].input)
+        places = [new] if len(self._directions) == 1 else [new.forward_layer, new.backward_layer]
+        for number, (place, direction) in enumerate(zip(places, self._directions, strict=True)):
+            for name, kernel, rank, found in zip(
+                ("kernel", "recurrent"), direction.kernels, ranks, self.spectra(method), strict=True
+            ):
+                few = len(found.each) // len(self._directions)
+                _fill(place.cell, name, kernel, rank, found.each[number * few : (number + 1) * few])
+            if direction.layer.cell.bias is not None:
+                place.cell.bias.assign(direction.layer.cell.bias)
+        return [new]
+
+    def errors(self, method: str, ranks: Ranks) -> tuple[float, float | None]:
+        import keras
+
+        approximate, exact = [], []
+        for rank, full, found, together in zip(
+            ranks, self.full_ranks(method), self.spectra(method), self.matrices(method), strict=True
+        ):
+            for one, matrix in zip(found.each, together, strict=True):
+                approximate.append((matrix if rank >= full else np.matmul(*one.factors(rank))).reshape(-1))
+                exact.append(matrix.reshape(-1))
+        lost_weights = relative_error(np.concatenate(exact), np.concatenate(approximate))
+        inputs, masks = self._kept.samples, self._masks.samples
+        if inputs is None or masks is None:
+            return lost_weights, None
+        (new,), mask = self.build(method, ranks), masks[: len(inputs)]
+        old_answers, new_answers = (
+            np.concatenate([np.asarray(each, np.float32).reshape(-1) for each in keras.tree.flatten(
+                one(inputs, mask=mask)
+            )])
+            for one in (self.layer, new)
+        )  # fmt: skip
+        return lost_weights, relative_error(old_answers, new_answers)
+
+
+def _unbuilt(direction: _Direction, options: dict[str, Any]) -> Any:
+    from edgecompress.layers import LowRankGRU, LowRankLSTM
+
+    layer = direction.layer
+    kind = LowRankGRU if type(layer).__name__ == "GRU" else LowRankLSTM
+    config = layer.get_config()
+    for key in ("implementation", "use_cudnn", "zero_output_for_mask"):
+        config.pop(key, None)
+    return kind.from_config(config | options)
+
+
+def _fill(cell: Any, name: str, kernel: Array, rank: int, gates: Sequence[Spectrum]) -> None:
+    """Gives a cell its kernel, whole or in factors. `name` is 'kernel' or 'recurrent'."""
+    if getattr(cell, f"{name}_u", None) is None:
+        getattr(cell, "kernel" if name == "kernel" else "recurrent_kernel").assign(kernel)
+        return
+    factors = [one.factors(rank) for one in gates]
+    getattr(cell, f"{name}_u").assign(np.concatenate([u for u, _ in factors], axis=1))
+    getattr(cell, f"{name}_v").assign(np.stack([v for _, v in factors]) if len(factors) > 1 else factors[0][1])

@@ -1,0 +1,116 @@
+"""How ranks are chosen, where the answer can be worked out by hand."""
+
+import numpy as np
+import pytest
+
+from edgecompress.errors import UsageError
+from edgecompress.passes.base import PassContext
+from edgecompress.passes.low_rank import analyse
+from edgecompress.passes.low_rank.choice import Candidate
+from edgecompress.passes.low_rank.sites import find_sites
+from edgecompress.techniques import LowRank
+
+
+def _with_spectrum(layer, values, seed):
+    """Gives a layer a kernel with these singular values."""
+    random = np.random.default_rng(seed)
+    rows, columns = layer.kernel.shape
+    u, _ = np.linalg.qr(random.normal(size=(rows, len(values))))
+    v, _ = np.linalg.qr(random.normal(size=(columns, len(values))))
+    layer.kernel.assign((u * values) @ v.T)
+
+
+@pytest.fixture
+def two(keras):
+    """A layer whose kernel has four singular values that count, and one where all 128 count alike."""
+    layers = keras.layers
+    model = keras.Sequential([
+        keras.Input((256,)), layers.Dense(512, name="easy"), layers.ReLU(), layers.Dense(256, name="hard")
+    ])  # fmt: skip
+    _with_spectrum(model.get_layer("easy"), np.array([4.0, 3, 2, 1]), 0)
+    _with_spectrum(model.get_layer("hard"), np.ones(128), 1)
+    return model
+
+
+def _ranks(model, **spec):
+    return {one.layer: one for one in analyse(model, LowRank(**spec), PassContext())}
+
+
+@pytest.mark.parametrize(("energy", "rank"), [(0.5, 1), (0.53, 1), (0.55, 2), (0.9, 3), (0.96, 3), (0.97, 4)])
+def test_energy(two, energy, rank):
+    """The squares are 16, 9, 4 and 1 of 30."""
+    assert _ranks(two, energy=energy, multiple=1)["easy"].chosen.ranks == (rank,)
+
+
+def test_energy_is_rounded_up_and_a_share_of_the_weights_down(two):
+    assert _ranks(two, energy=0.97)["easy"].chosen.ranks == (8,)
+    params = 256 * 512 + 512
+    fits = (0.1 * params - 512) / (256 + 512)
+    assert 16 < fits < 24
+    (point,) = {one.chosen for name, one in _ranks(two, ratio=0.1).items() if name == "easy"}
+    assert point.ranks == (16,)
+    assert point.params == 16 * (256 + 512) + 512
+
+
+def test_a_share_that_no_multiple_leaves_takes_a_smaller_rank(two):
+    one = _ranks(two, ratio=0.02)["easy"]
+    assert one.chosen.ranks == (2,)
+
+
+def test_a_budget_is_taken_where_nothing_is_lost_first(two):
+    """The easy layer gives all its weights up before the hard one loses any of its even spectrum."""
+    ranks = _ranks(two, params_budget=0.6)
+    assert ranks["easy"].accepted
+    assert ranks["easy"].chosen.weight_error < 1e-5
+    assert ranks["hard"].reason == "left as it is: the budget is met without it"
+    tight = _ranks(two, params_budget=0.2)
+    assert tight["hard"].accepted
+    assert tight["easy"].chosen.weight_error < 0.5 < tight["hard"].chosen.weight_error
+
+
+def test_a_budget_as_a_number_is_the_same_as_the_share(two):
+    total = two.count_params()
+    assert _ranks(two, params_budget=total // 2) == _ranks(two, params_budget=0.5)
+
+
+def test_arithmetic_that_is_not_known_has_no_budget(keras):
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((None, 64)), layers.GRU(256), layers.Dense(4)])
+    with pytest.raises(UsageError, match=r"MACs, which are not known.*--input-shape"):
+        analyse(model, LowRank(flops_budget=0.5), PassContext())
+    by_name = {one.kind: one for one in analyse(model, LowRank(ratio=0.5), PassContext())}
+    assert by_name["GRU"].macs is None
+    assert by_name["GRU"].accepted
+
+
+@pytest.mark.parametrize(("units", "accepted"), [(4, False), (128, True)])
+def test_factors_of_a_lookup_must_be_paid_for_by_other_layers(keras, units, accepted):
+    layers = keras.layers
+    model = keras.Sequential([
+        keras.Input((20,), dtype="int32"), layers.Embedding(500, 64, name="words"), layers.GRU(units, name="gru"),
+        layers.Dense(2),
+    ])  # fmt: skip
+    random = np.random.default_rng(0)
+    words = model.get_layer("words").embeddings
+    words.assign(random.normal(size=(500, 8)) @ random.normal(size=(8, 64)))
+    for kernel in (model.get_layer("gru").cell.kernel, model.get_layer("gru").cell.recurrent_kernel):
+        rows, columns = kernel.shape
+        kernel.assign(random.normal(size=(rows, 4)) @ random.normal(size=(4, columns)) / 8)
+    one = _ranks(model, energy=0.99)["words"]
+    assert one.chosen.ranks == (8,)
+    assert one.accepted == accepted
+    assert accepted or "MACs instead of a lookup" in one.reason
+
+
+def test_ladders_rise_and_save_weights(keras):
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((9, 48)), layers.LSTM(64)])
+    (site,) = find_sites(model)
+    for multiple in (8, 16):
+        candidate = Candidate(site, site.kind, ("joint",), multiple)
+        ladder = candidate.ladder("joint")
+        costs = [site.kind.factor_params("joint", ranks) for ranks in ladder]
+        assert costs == sorted(costs)
+        assert costs[-1] < site.kind.params
+        assert all(rank % multiple == 0 for rank, full in zip(ladder[-1], (48, 64), strict=True) if rank < full)
+        assert len(candidate.few("joint")) <= 12
