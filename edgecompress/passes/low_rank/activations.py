@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgecompress.data import Array, Dataset
+from edgecompress.errors import DataError
 from edgecompress.functional import as_functional
 from edgecompress.models import load_model
 from edgecompress.passes.low_rank.kind import Kind
@@ -26,8 +27,17 @@ def observe(model: Any, kinds: Mapping[int, Kind], data: Dataset, seed: int) -> 
         kinds: What wants to see them, by the identity of the layer.
         data: The samples, fitted to the model's inputs.
         seed: Of the choice of samples.
+
+    Raises:
+        DataError: The samples have other inputs than the model.
     """
     loaded = load_model(as_functional(model))
+    names = [spec.name for spec in loaded.inputs]
+    if set(names) != set(data.inputs):
+        raise DataError(
+            "the samples do not fit the model's inputs", where=data.source, expected=", ".join(names),
+            received=", ".join(data.inputs), fix="name the arrays as the inputs of the model",
+        )  # fmt: skip
     chosen = data.select(np.sort(np.random.default_rng(seed).permutation(len(data))[:_SAMPLES]))
     each = sum(array[0].size for array in chosen.inputs.values())
     fixed = next((spec.shape[0] for spec in loaded.inputs if spec.shape[0] is not None), None)
@@ -36,7 +46,7 @@ def observe(model: Any, kinds: Mapping[int, Kind], data: Dataset, seed: int) -> 
         for kind in kinds.values():
             stack.enter_context(_watched(kind))
         for start in range(0, len(chosen) - len(chosen) % batch if fixed else len(chosen), batch):
-            few = [chosen.inputs[spec.name][start : start + batch] for spec in loaded.inputs]
+            few = [chosen.inputs[name][start : start + batch] for name in names]
             loaded.call(*few)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from edgecompress.data import Dataset
+from edgecompress.errors import DataError
 from edgecompress.keras_macs import call_macs, graph_calls
 from edgecompress.models import load_model
 from edgecompress.passes.low_rank.activations import observe
@@ -203,3 +204,10 @@ def test_why_layers_are_left_alone(keras, layer, reason):
     (site,) = find_sites(model)
     assert site.kind is None
     assert reason in site.reason
+
+
+def test_samples_of_another_model_are_refused(keras):
+    model = keras.Sequential([keras.Input((10,), name="rows"), keras.layers.Dense(8)])
+    (site,) = find_sites(model)
+    with pytest.raises(DataError, match="expected rows, received columns"):
+        observe(model, {id(site.found.layer): site.kind}, Dataset({"columns": _samples(model)}), seed=0)
