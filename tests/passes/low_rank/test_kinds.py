@@ -209,5 +209,5 @@ def test_why_layers_are_left_alone(keras, layer, reason):
 def test_samples_of_another_model_are_refused(keras):
     model = keras.Sequential([keras.Input((10,), name="rows"), keras.layers.Dense(8)])
     (site,) = find_sites(model)
-    with pytest.raises(DataError, match="expected rows, received columns"):
+    with pytest.raises(DataError, match="expected rows; received columns"):
         observe(model, {id(site.found.layer): site.kind}, Dataset({"columns": _samples(model)}), seed=0)
