@@ -42,14 +42,12 @@ class Candidate:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of the layer as it is; sizes that vary count as 1."""
-        return sum(each.macs * each.calls for call in self.kind.calls for each in self.kind.operators(call))
+        return sum(each.macs for call in self.kind.calls for each in self.kind.operators(call))
 
     def macs_of(self, point: RankPoint) -> int:
         """Those of its factors."""
         return sum(
-            each.macs * each.calls
-            for call in self.kind.calls
-            for each in self.kind.operators(call, point.method, point.ranks)
+            each.macs for call in self.kind.calls for each in self.kind.operators(call, point.method, point.ranks)
         )
 
     @property

@@ -150,19 +150,13 @@ class ConvKind(Kind):
     def operators(self, call: Call, method: str | None = None, ranks: Ranks = ()) -> tuple[Operator, ...]:
         first, last = self._image(call.input), self._image(call.output)
         stages = ((*self.image_kernel.shape, False),) if method is None else self._stages(method, ranks)
-        found, (rows, columns) = [], first
-        done = [False, False]
+        found, done = [], [False, False]
         for height, width, inputs, outputs, deep in stages:
-            before = rows * columns
             # Strides are done by the part that has the axis; a chain without one there strides in its first part.
             done = [done[0] or height == self.image_kernel.shape[0], done[1] or width == self.image_kernel.shape[1]]
             rows, columns = (end if ready else start for start, end, ready in zip(first, last, done, strict=True))
-            after = rows * columns
-            channels = inputs if deep else inputs * outputs
-            found.append(Operator(
-                macs=after * height * width * channels, weights=height * width * channels,
-                moved=before * inputs + after * outputs, kind="depthwise" if deep else "conv",
-            ))  # fmt: skip
+            summed = height * width * (1 if deep else inputs)
+            found.append(Operator("depthwise" if deep else "conv", rows * columns, summed, outputs))
         return tuple(found)
 
     def _image(self, shape: Sequence[int | None]) -> tuple[int, int]:

@@ -23,7 +23,6 @@ from edgecompress.passes.low_rank.kind import (
     Spectra,
     options_of,
     positions,
-    product,
 )
 
 _SMALL = 1024  # inputs whose second moments are a matrix that is quick to work with
@@ -88,8 +87,8 @@ class DenseKind(MatrixKind):
         inputs, outputs = self.matrix.shape
         places = positions(call.input[1:-1])
         if method is None:
-            return (product(places, inputs, outputs),)
-        return product(places, inputs, ranks[0]), product(places, ranks[0], outputs)
+            return (Operator("dense", places, inputs, outputs),)
+        return Operator("dense", places, inputs, ranks[0]), Operator("dense", places, ranks[0], outputs)
 
     def build(self, method: str, ranks: Ranks) -> list[Any]:
         from edgecompress.layers import LowRankDense
@@ -145,8 +144,8 @@ class EinsumKind(MatrixKind):
         sizes = dict(zip(self._inputs[1:], call.input[1:], strict=True))
         places = positions([sizes[label] for label in self._free[1:]])
         if method is None:
-            return (product(places, inputs, outputs),)
-        return product(places, inputs, ranks[0]), product(places, ranks[0], outputs)
+            return (Operator("dense", places, inputs, outputs),)
+        return Operator("dense", places, inputs, ranks[0]), Operator("dense", places, ranks[0], outputs)
 
     def build(self, method: str, ranks: Ranks) -> list[Any]:
         import keras
@@ -203,10 +202,9 @@ class EmbeddingKind(MatrixKind):
         return relative_error(self.matrix, approximate), lost
 
     def operators(self, call: Call, method: str | None = None, ranks: Ranks = ()) -> tuple[Operator, ...]:
-        places, columns = positions(call.input[1:]), self.matrix.shape[1]
-        width = columns if method is None else ranks[0]
-        lookup = Operator(macs=0, weights=0, moved=2 * places * width, kind="lookup")
-        return (lookup,) if method is None else (lookup, product(places, width, columns))
+        if method is None:
+            return ()  # a lookup
+        return (Operator("dense", positions(call.input[1:]), ranks[0], self.matrix.shape[1]),)
 
     def build(self, method: str, ranks: Ranks) -> list[Any]:
         import keras
@@ -260,7 +258,7 @@ class TimeDistributedKind(Kind):
     def operators(self, call: Call, method: str | None = None, ranks: Ranks = ()) -> tuple[Operator, ...]:
         steps = positions(call.input[1:2])
         inner = self._inner.operators(one_step(call), method, ranks)
-        return tuple(replace(each, macs=steps * each.macs, moved=steps * each.moved) for each in inner)
+        return tuple(replace(each, places=steps * each.places) for each in inner)
 
     def build(self, method: str, ranks: Ranks) -> list[Any]:
         import keras

@@ -133,14 +133,6 @@ def positions(shape: Sequence[int | None]) -> int:
     return math.prod(1 if size is None else size for size in shape)
 
 
-def product(places: int, inputs: int, outputs: int, calls: int = 1) -> Operator:
-    """Returns the operator that multiplies `places` vectors with a matrix (inputs, outputs)."""
-    return Operator(
-        macs=places * inputs * outputs, weights=inputs * outputs, moved=places * (inputs + outputs), kind="dense",
-        calls=calls,
-    )  # fmt: skip
-
-
 class Moments:
     """The mean of x x^T over vectors x that come a few at a time, shape (size, size)."""
 

@@ -21,7 +21,6 @@ from edgecompress.passes.low_rank.kind import (
     Spectra,
     options_of,
     positions,
-    product,
 )
 
 _GATES = {"GRU": 3, "LSTM": 4}
@@ -133,6 +132,7 @@ class RecurrentKind(Kind):
         steps = positions(call.input[1:2])
         found: list[Operator] = []
         for direction in self._directions:
+            found.append(Operator("step", calls=steps))
             for number, kernel in enumerate(direction.kernels):
                 (inputs, outputs), whole = kernel.shape, method is None
                 if method is not None:
@@ -140,13 +140,13 @@ class RecurrentKind(Kind):
                 # Keras multiplies the input inside the loop; our layers multiply all steps at once before it.
                 places, calls = (1, steps) if number or method is None else (steps, 1)
                 if whole:
-                    found.append(product(places, inputs, outputs, calls))
+                    found.append(Operator("dense", places, inputs, outputs, calls))
                     continue
                 apart = direction.gates if method == "separate" else 1
-                first = product(places, inputs, apart * ranks[number], calls)
+                first = Operator("dense", places, inputs, apart * ranks[number], calls)
                 # Reset before the product, the candidate multiplies another state than the other gates do.
                 found += [first] * (2 if number and apart == 1 and direction.resets_before else 1)
-                found += [product(places, ranks[number], outputs // apart, calls)] * apart
+                found += [Operator("dense", places, ranks[number], outputs // apart, calls)] * apart
         return tuple(found)
 
     def build(self, method: str, ranks: Ranks) -> list[Any]:

@@ -101,12 +101,12 @@ def test_costs_are_those_of_the_layers_that_are_built(model):
     (site,) = find_sites(model)
     kind = site.kind
     (call,) = graph_calls(model)
-    assert sum(each.macs * each.calls for each in kind.operators(kind.calls[0])) == call_macs(call)
+    assert sum(each.macs for each in kind.operators(kind.calls[0])) == call_macs(call)
     for method in kind.methods:
         ranks = kind.settle(method, _halve(kind, method))
         copy = rewrite(model, {id(site.found.layer): kind.build(method, ranks)})
         counted = sum(call_macs(each) for each in graph_calls(copy))
-        assert sum(each.macs * each.calls for each in kind.operators(kind.calls[0], method, ranks)) == counted
+        assert sum(each.macs for each in kind.operators(kind.calls[0], method, ranks)) == counted
         assert kind.factor_params(method, ranks) == copy.count_params()
 
 
