@@ -43,8 +43,13 @@ def evbmf_rank(matrix: Array) -> int:
 
 def _threshold(alpha: float) -> float:
     """How far above the noise a squared singular value, divided by the columns, is kept."""
-    tau = 2.5129 * np.sqrt(alpha)  # approximates the root of the paper's equation in tau and alpha
-    return float((1 + tau) * (1 + alpha / tau))
+    from scipy.optimize import brentq
+
+    def falling(tau: float) -> float:
+        return float(sum(np.log1p(each) / each - 0.5 for each in (tau, tau / alpha)))
+
+    tau = float(brentq(falling, 1e-3 * alpha, 3))
+    return (1 + tau) * (1 + alpha / tau)
 
 
 def _noise_variance(spread: Array, alpha: float, threshold: float) -> float:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from edgecompress.decomposition.evbmf import evbmf_rank
+from edgecompress.decomposition.evbmf import _threshold, evbmf_rank
 from edgecompress.errors import ModelError
 
 
@@ -34,6 +34,13 @@ def test_weak_directions_drown_in_noise():
     noise = noisy((80, 100), 0, 1.0, seed=2)
     assert evbmf_rank(strong + 0.01 * weak + noise) == 4
     assert evbmf_rank(strong + weak + noise) == 7
+
+
+@pytest.mark.parametrize("alpha", [0.001, 0.01, 0.1, 0.5, 1.0])
+def test_the_threshold_is_near_the_papers_approximation(alpha):
+    """Which is exact for square matrices."""
+    tau = 2.5129 * alpha**0.5
+    assert _threshold(alpha) == pytest.approx((1 + tau) * (1 + alpha / tau), rel=1e-4 if alpha == 1 else 0.03)
 
 
 def test_without_noise_it_is_the_rank():

@@ -184,7 +184,7 @@ def test_rank_for_energy_is_the_smallest(energy):
 def test_all_energy_of_a_matrix_of_low_rank_is_its_rank():
     random = np.random.default_rng(0)
     matrix = random.normal(size=(40, 3)) @ random.normal(size=(3, 30))
-    assert spectrum(matrix).rank_for_energy(1.0) == 3
+    assert spectrum(matrix.astype(np.float32)).rank_for_energy(1.0) == 3
 
 
 @pytest.mark.parametrize("energy", [0, -0.1, 1.01, float("nan")])

@@ -120,7 +120,7 @@ class ConvKind(Kind):
             return tucker_factors(kernel, (ranks[0], ranks[1]), input_moments=channels, output_moments=answers)
         if method == "cp":
             if ranks not in self._cp:
-                self._cp[ranks] = cp_factors(kernel, ranks[0], seed=_CP_SEED)
+                self._cp[ranks] = cp_factors(kernel, ranks[0], seed=_CP_SEED, input_moments=self._channels.mean)
             return self._cp[ranks]
         (spectrum,) = self.spectra(method)[0].each
         return (channel_factors if method == "channel" else spatial_factors)(kernel, spectrum, ranks[0])
