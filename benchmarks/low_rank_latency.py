@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from results import save_results
 
 from edgecompress.benchmark.runner import ClassicModel, find_runtime, time_in_turns
@@ -35,6 +36,7 @@ from edgecompress.schemes import QuantizationScheme
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)  # of the full ranks
 MULTIPLE = 8
+LARGEST_CP = 64  # channels: to find the factors of larger kernels takes minutes
 SLOWER = 1.02
 AGAIN = 3  # measurements of a pair that was slower
 DENSE = (
@@ -120,6 +122,8 @@ def convert(layer: Layer, scheme: QuantizationScheme, folder: Path) -> Iterator[
     if kind is None:
         raise SystemExit(f"{layer.title}: {site.reason}")
     for method in kind.methods:
+        if method == "cp" and max(kind.kernels[0].shape) > LARGEST_CP:
+            continue
         for ranks in ranks_to_try(kind, method):
             factors = rewrite(model, {id(kind.layer): kind.build(method, ranks)})
             file = write(factors, scheme, folder / f"{method}-{'-'.join(map(str, ranks))}")
@@ -155,6 +159,8 @@ def measure(files: Sequence[Path], seconds: float) -> tuple[float, ...]:
     runtime = find_runtime("litert")
     options = argparse.Namespace(threads=1, xnnpack=True)
     models = [ClassicModel(str(file), runtime, options) for file in files]
+    for model in models:
+        model.fill(np.random.default_rng(0))
     calls = [model.invoke for model in models]
     for _ in range(2):  # the first round warms up
         deadline = time.perf_counter_ns() + round(1e9 * 10 * seconds)
