@@ -38,6 +38,9 @@ bench: setup
 	$(BIN)/python benchmarks/coverage_qat.py --save benchmarks/results/coverage_qat.json
 	$(BIN)/python benchmarks/compression_quality.py --save benchmarks/results/compression_quality.json
 	$(BIN)/python benchmarks/qat_convert_speed.py --save benchmarks/results/qat_convert_speed.json
+	$(BIN)/python benchmarks/low_rank_quality.py --save benchmarks/results/low_rank_quality.json
+	$(BIN)/python benchmarks/low_rank_latency.py --save benchmarks/results/low_rank_latency.json
+	$(BIN)/python benchmarks/low_rank_models.py --save benchmarks/results/low_rank_models.json
 
 clean:
 	rm -rf $(VENV) build demo *.egg-info
