@@ -60,7 +60,6 @@ MODELS: dict[str, Callable[[], keras.Model]] = {
         keras.Input((784,)), layers.Dense(512, "relu"), layers.Dense(512, "relu"), layers.Dense(10)
     ]),
     "MobileNetV2, 96 x 96": lambda: keras.applications.MobileNetV2((96, 96, 3), weights=None),
-    "ResNet50, 96 x 96": lambda: keras.applications.ResNet50(input_shape=(96, 96, 3), weights=None),
 }  # fmt: skip
 
 

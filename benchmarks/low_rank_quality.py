@@ -78,6 +78,11 @@ class Row:
         """Accuracy gained, or lost, with training."""
         return self.trained - self.before
 
+    @property
+    def points_alike(self) -> float:
+        """The same against the whole model after the same training."""
+        return self.trained - self.whole_trained
+
 
 def gru_task() -> Task:
     samples, test = reviews()
@@ -186,7 +191,7 @@ def output_error(kind: Kind, method: str, ranks: tuple[int, ...], fed: np.ndarra
 def run(task: Task, seeds: int) -> dict[str, object]:
     print(f"{task.name}; {len(task.test[0]):,} for testing; {describe(task.low_rank)}")
     print(
-        f"{'seed':>5}{'before':>9}{'SVD':>8}{'aware':>8}{'trained':>9}{'points':>8}{'whole':>8}{'weights':>9}{'MACs':>7}"
+        f"{'seed':>5}{'before':>9}{'SVD':>8}{'aware':>8}{'trained':>9}{'points':>8}{'whole':>8}{'points':>8}{'weights':>9}{'MACs':>7}"
     )
     rows, models = [], []
     for seed in range(seeds):
@@ -216,7 +221,7 @@ def describe(low_rank: LowRank) -> str:
 def show(title: str, row: Row) -> None:
     print(
         f"{title:>5}{row.before:9.2f}{row.plain_svd:8.2f}{row.decomposed:8.2f}{row.trained:9.2f}{row.points:+8.2f}"
-        f"{row.whole_trained:8.2f}{row.weights:9.1%}{row.macs:7.1%}",
+        f"{row.whole_trained:8.2f}{row.points_alike:+8.2f}{row.weights:9.1%}{row.macs:7.1%}",
         flush=True,
     )
 

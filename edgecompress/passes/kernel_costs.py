@@ -3,7 +3,7 @@
 Fewer multiply-accumulates are not always quicker: a second operator has a cost of its own, and XNNPACK's kernels
 compute 32 outputs at a time, so that 24 take as long as 32, or longer.
 
-The constants were fitted to 325 pairs of a layer and its factors that `benchmarks/low_rank_latency.py` measured (LiteRT
+The constants were fitted to such pairs of a layer and its factors as `benchmarks/low_rank_latency.py` measures (LiteRT
 2.3, XNNPACK, float32, one thread, Xeon at 2.5 GHz with AVX-512; the figures are in
 `benchmarks/results/low_rank_latency.json`), so that none is let pass that was slower. They are estimates for that
 machine only; what they are used for, the ratio of two, was not measured on others.
