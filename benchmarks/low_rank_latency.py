@@ -174,9 +174,14 @@ def row_of(pair: Pair, figures: Sequence[float], scheme: QuantizationScheme) -> 
         "layer": pair.title, "method": pair.method, "ranks": pair.ranks, "scheme": str(scheme),
         "original_us": round(before, 2), "low_rank_us": round(after, 2), "ratio": round(after / before, 3),
         "macs_ratio": round(_macs(pair.after) / max(1, _macs(pair.before)), 3),
-        "expected_us": [round(sum(each.estimated_us for each in side), 2) for side in (pair.before, pair.after)],
-        "accepted": saves_time(pair.before, pair.after),
+        "expected_us": [_expected_us(side, scheme) for side in (pair.before, pair.after)],
+        "accepted": saves_time(pair.before, pair.after, dynamic=scheme is QuantizationScheme.DYNAMIC),
     }  # fmt: skip
+
+
+def _expected_us(operators: Sequence[Operator], scheme: QuantizationScheme) -> float:
+    dynamic = scheme is QuantizationScheme.DYNAMIC
+    return round(sum(each.estimated_dynamic_us if dynamic else each.estimated_us for each in operators), 2)
 
 
 def show(row: dict[str, Any]) -> None:

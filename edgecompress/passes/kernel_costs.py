@@ -3,10 +3,15 @@
 Fewer multiply-accumulates are not always quicker: a second operator has a cost of its own, and XNNPACK's kernels
 compute 32 outputs at a time, so that 24 take as long as 32, or longer.
 
-The constants were fitted to such pairs of a layer and its factors as `benchmarks/low_rank_latency.py` measures (LiteRT
-2.3, XNNPACK, float32, one thread, Xeon at 2.5 GHz with AVX-512; the figures are in
-`benchmarks/results/low_rank_latency.json`), so that none is let pass that was slower. They are estimates for that
-machine only; what they are used for, the ratio of two, was not measured on others.
+Files whose activations are quantized while they run (dynamic range) have costs of their own. There the kernel of
+DEPTHWISE_CONV_2D is a slow one, and dense layers and 1 x 1 convolutions quantize each vector by itself, which takes
+longer than multiplying it does where it is short: of what would be quicker in float, a quarter is slower.
+
+The constants were fitted to pairs of a layer and its factors that `benchmarks/low_rank_latency.py` measured (LiteRT
+2.3, XNNPACK, one thread, AMD EPYC with AVX-512: 357 pairs in float32, in `benchmarks/results/low_rank_latency.json`,
+and 370 in dynamic range), so that none is let pass that was slower. Nothing that passes by both was slower in int8
+(110 of 246 pairs pass). They are estimates for that machine only; what they are used for, the ratio of two, was not
+measured on others.
 """
 
 from __future__ import annotations
@@ -15,14 +20,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-_OPERATOR_US = 0.25
-_OPERATOR_IN_LOOP_US = 0.09
-_STEP_US = 0.85  # of a recurrent layer: what there is in the body of its loop besides products
-_MACS_PER_US = {"conv": 140_000, "dense": 110_000, "depthwise": 18_000}
-_MACS_PER_US_OF_VECTOR = 35_000  # a vector times a matrix waits for the weights
 _TILE = 32  # outputs that are computed at a time,
 _HALF_TILE = 16  # or half as many,
 _UNEVEN = 1.3  # which takes this much longer than its share; so do numbers that are no multiple of it
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """What things take.
+
+    Attributes:
+        operator_us: An operator besides its arithmetic.
+        in_loop_us: The same in the body of a loop.
+        step_us: What there is in the body of a recurrent layer's loop besides products.
+        vector_us: What a dense layer or a 1 x 1 convolution does with each vector besides arithmetic.
+        dense: Multiply-accumulates of a dense layer in a microsecond.
+        lone: Those of a dense layer with one vector, which waits for the weights.
+        conv: Those of a convolution.
+        depthwise: Those of a depthwise convolution.
+    """
+
+    operator_us: float
+    in_loop_us: float
+    step_us: float
+    vector_us: float
+    dense: int
+    lone: int
+    conv: int
+    depthwise: int
+
+
+_FLOAT = _Costs(0.25, 0.09, 0.85, 0.0, dense=110_000, lone=35_000, conv=140_000, depthwise=18_000)
+_DYNAMIC = _Costs(0.2, 0.15, 0.6, 0.018, dense=450_000, lone=110_000, conv=450_000, depthwise=800)
 
 
 @dataclass(frozen=True)
@@ -30,14 +59,14 @@ class Operator:
     """A product of vectors with a kernel, or a step of a loop without its products.
 
     Attributes:
-        kind: What kernel does it.
+        kind: What kernel does it; 'pointwise': a 1 x 1 convolution.
         places: How many vectors there are: steps, or pixels of the output.
         inputs: Values that an output sums over.
         outputs: Values of the output for each vector.
         calls: How often it is called for one sample: the steps of a loop.
     """
 
-    kind: Literal["dense", "conv", "depthwise", "step"]
+    kind: Literal["dense", "pointwise", "conv", "depthwise", "step"]
     places: int = 0
     inputs: int = 0
     outputs: int = 0
@@ -50,19 +79,46 @@ class Operator:
 
     @property
     def estimated_us(self) -> float:
-        """About how many microseconds all calls take."""
-        if self.kind == "step":
-            return self.calls * _STEP_US
-        is_vector = self.kind == "dense" and self.places == 1
-        rate = _MACS_PER_US_OF_VECTOR if is_vector else _MACS_PER_US[self.kind]
-        own = _OPERATOR_US if self.calls == 1 else _OPERATOR_IN_LOOP_US
-        return self.calls * (own + self.places * self.inputs * _width(self.outputs) / rate)
+        """About how many microseconds all calls take in float."""
+        return _us(self, _FLOAT)
+
+    @property
+    def estimated_dynamic_us(self) -> float:
+        """The same in a file whose activations are quantized while it runs."""
+        return _us(self, _DYNAMIC)
 
 
-def saves_time(before: Sequence[Operator], after: Sequence[Operator], margin: float = 0.1) -> bool:
-    """Whether some operators are expected to take less time than others, by at least a share `margin`."""
-    old, new = (sum(each.estimated_us for each in operators) for operators in (before, after))
+def saves_time(
+    before: Sequence[Operator], after: Sequence[Operator], margin: float = 0.1, *, dynamic: bool = False
+) -> bool:
+    """Whether some operators are expected to take less time than others, by at least a share `margin`.
+
+    Args:
+        before: The operators of a layer.
+        after: Those of its factors.
+        margin: The least share of the time to save.
+        dynamic: Whether they have to in dynamic range, too, and not only in float.
+    """
+    in_float = _saves(before, after, margin, _FLOAT)
+    return in_float and (not dynamic or _saves(before, after, margin, _DYNAMIC))
+
+
+def _saves(before: Sequence[Operator], after: Sequence[Operator], margin: float, costs: _Costs) -> bool:
+    old, new = (sum(_us(each, costs) for each in operators) for operators in (before, after))
     return new <= (1 - margin) * old
+
+
+def _us(operator: Operator, costs: _Costs) -> float:
+    if operator.kind == "step":
+        return operator.calls * costs.step_us
+    own = costs.operator_us if operator.calls == 1 else costs.in_loop_us
+    if operator.kind in ("dense", "pointwise"):
+        own += operator.places * costs.vector_us
+    if operator.kind == "dense":
+        rate = costs.lone if operator.places == 1 else costs.dense
+    else:
+        rate = costs.depthwise if operator.kind == "depthwise" else costs.conv
+    return operator.calls * (own + operator.places * operator.inputs * _width(operator.outputs) / rate)
 
 
 def _width(outputs: int) -> float:

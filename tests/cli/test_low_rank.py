@@ -2,9 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+
+
+class Wide(NamedTuple):
+    model: Path
+    data: Path
 
 
 @pytest.fixture(autouse=True)
@@ -12,6 +18,23 @@ def _converters_here(in_process):
     """Spares the runs of this module the start of other processes."""
     with in_process():
         yield
+
+
+@pytest.fixture(scope="module")
+def digits_cnn(digits, tmp_path_factory):
+    """A network like examples/digits.py's, wide enough for factors to be quicker."""
+    keras, layers = digits.keras, digits.keras.layers
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([
+        keras.Input((8, 8, 1), name="image"),
+        layers.Conv2D(32, 3, padding="same", use_bias=False, name="conv"),
+        layers.BatchNormalization(momentum=0.9, name="norm"),
+        layers.ReLU(name="relu"),
+        layers.Conv2D(64, 3, padding="same", activation="relu", name="conv_2"),
+        layers.GlobalAveragePooling2D(name="pool"),
+        layers.Dense(10, activation="softmax", name="digit"),
+    ], name="digits_cnn")  # fmt: skip
+    return Wide(*digits.train(model, as_rows=False, epochs=3, folder=tmp_path_factory.mktemp("wide")))
 
 
 def test_a_file_with_factors_its_report_and_what_is_printed(edgecompress, digits_cnn) -> None:

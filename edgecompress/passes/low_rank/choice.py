@@ -92,7 +92,11 @@ class Candidate:
         return None if saves_time(whole, parts) else f"{after:,} MACs instead of {before:,}, but not quicker"
 
     def ladder(self, method: str) -> tuple[Ranks, ...]:
-        """Returns ranks from the smallest to the largest that save weights, all matrices at about the same energy."""
+        """Returns ranks from the smallest to the largest that save weights.
+
+        Of several matrices each is at about the same energy, or, where energies do not compare, the same share of its
+        full rank.
+        """
         full = self.kind.full_ranks(method)
         widest = max(range(len(full)), key=lambda number: full[number])
         # Ranks below the multiple are for those who ask for a share that no multiple leaves.
@@ -109,6 +113,12 @@ class Candidate:
         full = self.kind.full_ranks(method)
         if len(full) == 1:
             return (rank,)
+        if not self.kind.energies_compare:
+            shares = [rank * limit // full[widest] for limit in full]
+            return tuple(
+                round_rank(max(1, share), limit, min(self.multiple, rank), up=True)
+                for share, limit in zip(shares, full, strict=True)
+            )
         spectra = self.kind.spectra(method)
         energy = spectra[widest].energy(rank)
         return tuple(

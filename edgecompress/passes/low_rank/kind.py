@@ -64,6 +64,7 @@ class Kind(ABC):
 
     methods: tuple[str, ...]
     adds_arithmetic = False  # whether factors take arithmetic where the layer itself needs none
+    energies_compare = True  # whether matrices at the same energy do about the same harm
 
     def __init__(self, layer: Any, calls: Sequence[Call]) -> None:
         self.layer = layer

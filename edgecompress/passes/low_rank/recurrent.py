@@ -75,6 +75,7 @@ class RecurrentKind(Kind):
     """`keras.layers.GRU` becomes `LowRankGRU`, `LSTM` becomes `LowRankLSTM`; alone or inside Bidirectional."""
 
     methods = ("joint", "separate")
+    energies_compare = False  # few directions hold nearly all energy of the states, and the others matter all the same
 
     def __init__(self, layer: Any, calls: Sequence[Call]) -> None:
         super().__init__(layer, calls)
