@@ -60,7 +60,7 @@ def test_what_was_measured_in_dynamic_range(before, after, is_quicker):
 
 
 def test_depthwise_parts_pay_in_float_only():
-    # CP of rank 48 of a 3 x 3 convolution 64 -> 64 of 28 x 28 pixels: 226 us to 50 in float, 60 to 273 in dynamic range.
+    # CP of rank 48, 3 x 3, 64 -> 64, 28 x 28 pixels: 226 us to 50 in float, 60 to 273 in dynamic range.
     before = [Operator("conv", 784, 576, 64)]
     after = [
         Operator("pointwise", 784, 64, 48), Operator("depthwise", 784, 3, 48), Operator("depthwise", 784, 3, 48),
