@@ -197,7 +197,7 @@ def show(row: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="layers whose title begins so")
-    parser.add_argument("--schemes", nargs="+", default=["float32", "dynamic"])
+    parser.add_argument("--schemes", nargs="+", default=["float32"], help="also: dynamic, int8")
     parser.add_argument("--seconds", type=float, default=0.15, help="of timed runs, for each file of a pair")
     parser.add_argument("--save", type=Path)
     options = parser.parse_args()

@@ -1,11 +1,13 @@
+import importlib
 import json
 from pathlib import Path
 
 import pytest
 
 from edgecompress.passes.kernel_costs import Operator, saves_time
+from edgecompress.passes.low_rank.sites import find_sites
 
-FIGURES = Path(__file__).parents[2] / "benchmarks" / "results" / "low_rank_latency.json"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def dense(inputs, outputs, places=1):
@@ -76,8 +78,27 @@ def test_nothing_is_quicker_than_itself():
     assert saves_time(layer, layer, margin=0)
 
 
-def test_nothing_that_was_measured_as_slower_is_let_pass():
-    rows = json.loads(FIGURES.read_text("utf-8"))["rows"]["pairs"]
-    accepted = [row for row in rows if row["accepted"]]
-    assert len(accepted) > 100
-    assert max(row["ratio"] for row in accepted if row["scheme"] == "float32") <= 1.02
+def test_nothing_that_was_measured_as_slower_is_let_pass(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    layers = {layer.title: layer for layer in importlib.import_module("low_rank_latency").layers()}
+    rows = json.loads((BENCHMARKS / "results" / "low_rank_latency.json").read_text("utf-8"))["rows"]["pairs"]
+    kinds = {title: kind_of(layers[title]) for title in {row["layer"] for row in rows}}
+    accepted = []
+    for row in rows:
+        kind = kinds[row["layer"]]
+        call = kind.calls[0]
+        if saves_time(kind.operators(call), kind.operators(call, row["method"], tuple(row["ranks"]))):
+            accepted.append(row)
+    clearly = [row for row in rows if row["ratio"] <= 0.9]
+    assert {row["scheme"] for row in rows} == {"float32"}
+    assert [row for row in accepted if row["ratio"] > 1.02] == []
+    assert sum(row in accepted for row in clearly) > 0.9 * len(clearly)
+
+
+def kind_of(layer):
+    """How the pass `low_rank` sees the only layer of a model."""
+    import keras
+
+    inputs = keras.Input(layer.shape, 1, dtype="int32" if layer.title.startswith("Embedding") else "float32")
+    (site,) = find_sites(keras.Model(inputs, layer.make()(inputs)))
+    return site.kind
