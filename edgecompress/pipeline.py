@@ -245,7 +245,7 @@ def compress(  # noqa: PLR0913 (each is one option of the command line)
         refuse_unknown_ids(source, samples.training, samples.calibration, samples.held_out)
         plan_passes(source, recipe.passes, samples.fixed, device).require()
         original = Path(scratch, "original.keras")
-        save_model(clone_model(source.model), original)  # the state of an optimizer is no part of the model
+        save_model(_as_it_was(source, custom_objects), original)
         answers = source.predict(samples.held_out.inputs, fixed=samples.fixed)
 
         trained = run_passes(source, recipe, samples, checkpoints, say, device=device, resume=resume)
@@ -281,6 +281,13 @@ def compress(  # noqa: PLR0913 (each is one option of the command line)
             weights_sha256=_hash_weights(written.model),
             output=str(destination),
         )  # fmt: skip
+
+
+def _as_it_was(source: LoadedModel, custom_objects: Mapping[str, Any] | None) -> Any:
+    """Returns the model to compare sizes with: compiled as the result is, with an optimizer that begins anew, too."""
+    copy = clone_model(source.model)
+    compile_as(copy, source.compile_config, where=source.name, objects=custom_objects)
+    return copy
 
 
 def _on_compiling(uncompiled: str | None) -> tuple[str, ...]:

@@ -187,6 +187,14 @@ def test_compressing_leaves_the_model_in_memory_as_it_is(digits_cnn, training) -
     assert [entry.name for entry in Path().iterdir()] == ["small.keras"]
 
 
+def test_a_pass_that_changes_nothing_saves_nothing_and_costs_nothing(digits_cnn) -> None:
+    recipe = edgecompress.Recipe(passes=(edgecompress.Fuse(batch_norm=False),))
+    report = edgecompress.compress(digits_cnn[0], "same.keras", recipe=recipe)
+    assert report.before == report.after
+    (warning,) = (note for note in report.notes if "fuse" in note)
+    assert warning == "WARNING: fuse changed nothing: the model has no layer for it."
+
+
 def test_a_compressed_model_can_be_trained_on_and_its_file_is_always_the_same(digits_cnn, training) -> None:
     import keras
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from edgecompress.passes.base import EpochLog, Fusion, LayerPlan, LayerProof, PassResult, Trained
 from edgecompress.planning import Plan
-from edgecompress.report.low_rank import print_low_rank
+from edgecompress.report.low_rank import print_left_alone, print_low_rank
 from edgecompress.report.model import CompressReport
 from edgecompress.report.tables import (
     counted,
@@ -89,6 +89,8 @@ def print_passes(console: Console, passes: Iterable[PassResult]) -> None:
         print_low_rank(console, one.ranks)
         for fusion in one.fusions:
             console.print(f"  {escape(_in_words(fusion))}")
+        if one.fusions:  # where there are none, a note of the report has the reasons
+            print_left_alone(console, ((layer.layer, layer.detail) for layer in one.plan if not layer.applies))
         if one.trained is not None:
             console.print(f"  {_trained_line(one.trained)}")
 

@@ -25,20 +25,24 @@ def print_low_rank(console: Console, layers: Sequence[LayerRank]) -> None:
             )  # fmt: skip
     if table.row_count:
         console.print(table)
-    print_left_alone(console, layers)
+    print_left_alone(console, not_replaced(layers))
 
 
-def print_left_alone(console: Console, layers: Iterable[LayerRank]) -> None:
+def print_left_alone(console: Console, layers: Iterable[tuple[str, str]]) -> None:
     for line in left_alone(layers):
         console.print(f"[dim]- {escape(line)}[/]")
 
 
-def left_alone(layers: Iterable[LayerRank]) -> Iterator[str]:
+def not_replaced(layers: Iterable[LayerRank]) -> Iterator[tuple[str, str]]:
+    """Yields the names of the layers that are no factors, and why."""
+    return ((one.layer, one.reason) for one in layers if not one.accepted)
+
+
+def left_alone(layers: Iterable[tuple[str, str]]) -> Iterator[str]:
     """Says which layers are left alone and why, with the numbers; layers of the same reason are in one line."""
     reasons: dict[str, list[str]] = {}
-    for one in layers:
-        if not one.accepted:
-            reasons.setdefault(one.reason, []).append(one.layer)
+    for name, reason in layers:
+        reasons.setdefault(reason, []).append(name)
     for reason, names in reasons.items():
         yield f"left alone: {', '.join(names)}: {reason}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from pathlib import Path
@@ -24,13 +25,19 @@ def check_plot(destination: Path) -> None:
 
     Raises:
         UsageError: The file's name ends in neither .png nor .svg.
+        OutputError: It is a folder, or in a folder that does not exist.
         UnavailableError: matplotlib is not installed.
     """
     if destination.suffix.lower() not in _SUFFIXES:
+        other = destination.with_suffix(".svg") if destination.name else destination / "ranks.svg"
         raise UsageError(
             "--plot writes .png and .svg files", where=destination, received=destination.suffix or "no suffix",
-            fix=f"--plot {destination.with_suffix('.svg')}",
+            fix=f"--plot {other}",
         )  # fmt: skip
+    if destination.is_dir():
+        raise _unwritable(destination, os.strerror(errno.EISDIR))
+    if not destination.parent.is_dir():
+        raise _unwritable(destination, os.strerror(errno.ENOENT))
     _figure_class()
 
 
@@ -62,6 +69,10 @@ def plot_ranks(found: RankReport, destination: Path) -> None:
         if number == 0:
             axes.legend(fontsize="x-small")
     _write(figure, destination)
+
+
+def _unwritable(destination: Path, reason: str | None) -> OutputError:
+    return OutputError(f"cannot be written ({reason})", where=destination, fix="choose another file with --plot")
 
 
 def _draw(axes: Any, one: LayerRank) -> None:
@@ -106,9 +117,7 @@ def _write(figure: Any, destination: Path) -> None:
             figure.savefig(part, metadata=_TIMELESS[suffix])
         part.replace(destination)
     except OSError as error:
-        raise OutputError(
-            f"cannot be written ({error.strerror})", where=destination, fix="choose another file with --plot"
-        ) from None
+        raise _unwritable(destination, error.strerror) from None
     finally:
         if part.exists():
             part.unlink()

@@ -8,7 +8,15 @@ from rich.markup import escape
 
 from edgecompress.passes.base import LayerRank, RankPoint
 from edgecompress.ranking import RankReport
-from edgecompress.report.low_rank import error_of, print_left_alone, rank_of, ranks_of, shown_points, sparkline
+from edgecompress.report.low_rank import (
+    error_of,
+    not_replaced,
+    print_left_alone,
+    rank_of,
+    ranks_of,
+    shown_points,
+    sparkline,
+)
 from edgecompress.report.tables import counted, in_bytes, in_count, in_ratio, new_console, new_table
 
 _SHARES = (0.25, 0.5, 0.75)  # of the full rank: where the energy is shown in numbers
@@ -29,7 +37,10 @@ def print_ranks(found: RankReport) -> None:
             table.add_row(*_row(one))
     if table.row_count:
         console.print(table)
-    print_left_alone(console, found.layers)
+    print_left_alone(console, not_replaced(found.layers))
+    if not table.row_count:
+        console.print("[bold]no layer can be factorized[/]")
+        return
     console.print(_totals(found))
     if found.data is None:
         what = "without samples: energy and error are those of the weights. Pass --data for those of the outputs."

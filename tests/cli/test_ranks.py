@@ -111,6 +111,7 @@ def test_a_recurrent_network(edgecompress, digits_gru) -> None:
         (["--low-rank", "params_budget=0.5"], ["needs samples", "pass --train or --data"]),
         (["--low-rank", "params_budget=100", "--data", "PIXELS"], ["params_budget cannot be met", "Fix: "]),
         (["--plot", "ranks.pdf"], ["ranks.pdf: --plot writes .png and .svg files", "--plot ranks.svg"]),
+        (["--plot", "."], ["--plot writes .png and .svg files", "--plot ranks.svg"]),
         (["--plot", "ranks"], ["received no suffix", "--plot ranks.svg"]),
         (["--plot", "nowhere/ranks.svg"], ["nowhere/ranks.svg: cannot be written (No such file or directory)"]),
         (["--profile", "pixle"], ["did you mean 'pixel'?"]),

@@ -1,6 +1,7 @@
 """What is printed of layers in factors, and drawn of their ranks; the layers are made by hand."""
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -9,7 +10,7 @@ from edgecompress.errors import OutputError, UsageError
 from edgecompress.passes.base import Fusion, LayerPlan, LayerRank, PassResult, RankPoint
 from edgecompress.ranking import RankReport
 from edgecompress.report.compression import print_passes
-from edgecompress.report.low_rank import left_alone, shown_points, sparkline
+from edgecompress.report.low_rank import left_alone, not_replaced, shown_points, sparkline
 from edgecompress.report.plots import check_plot, plot_ranks
 from edgecompress.report.ranks import print_ranks
 from edgecompress.techniques import LowRank
@@ -57,7 +58,7 @@ def test_layers_of_one_reason_share_a_line() -> None:
         layer("c", None),
         layer("d", point(8)),
     ]
-    assert list(left_alone(layers)) == [
+    assert list(left_alone(not_replaced(layers))) == [
         "left alone: a, c: it has no kernel",
         "left alone: b: 3 weights instead of 2",
     ]
@@ -76,12 +77,15 @@ def test_a_pass_prints_its_layers_and_its_fusions() -> None:
     fusion = Fusion(
         layers=("conv", "norm"), into="conv", how="batch_norm", params_before=1200, params_after=1100, detail="folded"
     )
+    kept = LayerPlan(layer="emb", kind="Embedding", technique="fuse", applies=False, detail="9 weights instead of 8")
     text = printed((
-        PassResult(kind="low_rank", plan=(plan,), ranks=ranks), PassResult(kind="fuse", plan=(), fusions=(fusion,)),
+        PassResult(kind="low_rank", plan=(plan,), ranks=ranks),
+        PassResult(kind="fuse", plan=(plan, kept), fusions=(fusion,)),
     ))  # fmt: skip
     for part in ("8+16 of 40+64 (svd)", "2,460 -> 2,400", "2,400 -> 2,160", "10.0%", "left alone: [head]: it has no"):
         assert part in text
     assert "conv + norm -> conv (batch_norm): 1,200 -> 1,100 weights; folded" in text
+    assert "left alone: emb: 9 weights instead of 8" in text
 
 
 def test_what_is_not_known_is_not_made_up(capsys) -> None:
@@ -91,6 +95,12 @@ def test_what_is_not_known_is_not_made_up(capsys) -> None:
     text = capsys.readouterr().out
     for part in ("unknown", "20.0% (weights)", "MACs are not known", "without samples"):
         assert part in text
+
+
+def test_a_model_without_layers_to_factorize_has_no_totals(capsys) -> None:
+    print_ranks(report(layer("norm", None), params_before=0, params_after=0, macs_before=0, macs_after=0))
+    text = capsys.readouterr().out
+    assert text.splitlines()[1:] == ["- left alone: norm: it has no kernel", "no layer can be factorized"]
 
 
 def test_one_rank_is_said_once_in_energies(capsys) -> None:
@@ -124,3 +134,10 @@ def test_which_files_are_plots(tmp_path) -> None:
     check_plot(tmp_path / "R.PNG")
     with pytest.raises(UsageError, match=r"received \.jpg"):
         check_plot(tmp_path / "r.jpg")
+    with pytest.raises(UsageError, match=r"received no suffix.*--plot ranks\.svg"):
+        check_plot(Path())
+    (tmp_path / "r.svg").mkdir()
+    with pytest.raises(OutputError, match="Is a directory"):
+        check_plot(tmp_path / "r.svg")
+    with pytest.raises(OutputError, match="No such file or directory"):
+        check_plot(tmp_path / "nowhere" / "r.svg")

@@ -21,7 +21,6 @@ from edgecompress.techniques import Fuse
 Preference = Literal["size", "speed"]
 Rule = Callable[[Stage, Stage], Merge | str | None]
 
-_NOTHING = "there was nothing to merge: the model is as it was"
 _ALONE = "does not follow a single layer, whose kernel could take it up"
 _FROZEN = "batch normalization is part of kernels and biases now: later training goes on without it"
 
@@ -59,7 +58,7 @@ def apply_fuse(model: Any, spec: Fuse, context: PassContext) -> tuple[Any, PassR
         prove_model(graph, fused, fusions)
         context.say("fuse", len(fusions), len(fusions))
     else:
-        fused, notes = clone_model(graph), (_NOTHING,)
+        fused = clone_model(graph)
     return fused, PassResult(kind=spec.kind, plan=fuser.plan(), fusions=fusions, notes=notes)
 
 
