@@ -165,6 +165,19 @@ def test_weights_that_no_epoch_betters_are_kept(few):
     assert retrain(model, model, unjudged, step="low_rank", epochs=1).kept_epoch == 1
 
 
+def test_the_same_seed_draws_the_same_dropout(few):
+    def run(seed):
+        keras.utils.set_random_seed(seed)  # on which nothing may depend
+        gru = LowRankGRU(12, input_rank=4, dropout=0.3, recurrent_dropout=0.2)
+        model = keras.Sequential([keras.Input((8, 8), name="rows"), gru, keras.layers.Dense(10, "softmax")])
+        random = np.random.default_rng(0)
+        model.set_weights([random.normal(0, 0.3, weight.shape) for weight in model.get_weights()])
+        retrain(model, model, context(few, training={"validation": 0}), step="low_rank", epochs=1)
+        return weights_of(model)
+
+    assert run(1) == run(2)
+
+
 class KilledError(Exception):
     """Stands for a killed process."""
 

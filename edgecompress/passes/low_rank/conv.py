@@ -204,10 +204,8 @@ class ConvKind(Kind):
 
     def errors(self, method: str, ranks: Ranks) -> tuple[float, float | None]:
         kernel, approximate = self.image_kernel, compose(self._factors(method, ranks))
-        inputs, lost = self._kept.samples, None
-        if inputs is not None:
-            as_layer = approximate[0] if self._flat else approximate
-            lost = relative_error(self._convolve(inputs, self.kernels[0]), self._convolve(inputs, as_layer))
+        old, new = self.kernels[0], approximate[0] if self._flat else approximate
+        lost = self._kept.error(lambda inputs: self._convolve(inputs, old), lambda inputs: self._convolve(inputs, new))
         return relative_error(kernel, approximate), lost
 
 

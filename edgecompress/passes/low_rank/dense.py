@@ -63,8 +63,7 @@ class MatrixKind(Kind):
 
     def errors(self, method: str, ranks: Ranks) -> tuple[float, float | None]:
         approximate = np.matmul(*self.spectra(method)[0].factors(ranks[0]))
-        rows = self._kept.samples
-        lost = None if rows is None else relative_error(rows @ self.matrix, rows @ approximate)
+        lost = self._kept.error(lambda rows: rows @ self.matrix, lambda rows: rows @ approximate)
         return relative_error(self.matrix, approximate), lost
 
     def factor_params(self, method: str, ranks: Ranks) -> int:
@@ -117,7 +116,8 @@ class EinsumKind(MatrixKind):
         self._kernel, self._rank = kernel, free[len(dots)]
         self._summed = "".join(label for label in kernel if label not in outputs)
         self._new = "".join(label for label in kernel if label not in inputs)
-        if sorted(self._summed + self._new) != sorted(kernel) or not self._summed or not self._new:
+        is_matrix = self._summed and self._new and sorted(self._summed + self._new) == sorted(kernel)
+        if not is_matrix or not set(self._free) <= set(self._outputs):
             raise LeftAloneError(f"its equation {layer.equation} is no product with one matrix")
         super().__init__(layer, calls)
 
@@ -150,25 +150,30 @@ class EinsumKind(MatrixKind):
     def build(self, method: str, ranks: Ranks) -> list[Any]:
         import keras
 
-        layer, call = self.layer, self.calls[0]
-        middle = self._free + self._rank
-        sizes = dict(zip(self._inputs, call.input, strict=True)) | {self._rank: ranks[0]}
+        layer, middle = self.layer, self._free + self._rank
+        sizes = self._sizes() | {self._rank: ranks[0]}
         settings = options_of(layer) | {"kernel_regularizer": layer.kernel_regularizer}
         first = keras.layers.EinsumDense(
             f"{self._inputs},{self._summed}{self._rank}->{middle}", [sizes[label] for label in middle[1:]],
             name=f"{layer.name}_in", **settings,
         )  # fmt: skip
         second = keras.layers.EinsumDense(
-            f"{middle},{self._rank}{self._new}->{self._outputs}", list(call.output[1:]), activation=layer.activation,
-            bias_axes=layer.bias_axes, bias_regularizer=layer.bias_regularizer,
+            f"{middle},{self._rank}{self._new}->{self._outputs}", [sizes[label] for label in self._outputs[1:]],
+            activation=layer.activation, bias_axes=layer.bias_axes, bias_regularizer=layer.bias_regularizer,
             activity_regularizer=layer.activity_regularizer, name=layer.name, **settings,
         )  # fmt: skip
-        first.build(call.input)
+        first.build(tuple(sizes[label] for label in self._inputs))
         second.build(tuple(sizes[label] for label in middle))
         u, v = self.spectra(method)[0].factors(ranks[0])
         first.kernel.assign(u.reshape(first.kernel.shape))
         _assign(second, [("kernel", v.reshape(second.kernel.shape))], bias=layer.bias)
         return [first, second]
+
+    def _sizes(self) -> dict[str, int | None]:
+        """Returns the sizes of the axes by their labels; None for those that vary, or differ from call to call."""
+        labels = self._outputs + self._inputs
+        found = [dict(zip(labels, (*call.output, *call.input), strict=True)) for call in self.calls]
+        return {label: size if all(each[label] == size for each in found) else None for label, size in found[0].items()}
 
 
 class EmbeddingKind(MatrixKind):
@@ -180,26 +185,37 @@ class EmbeddingKind(MatrixKind):
         if layer.embeddings_constraint is not None:
             raise LeftAloneError("its table has a constraint, which says nothing about factors")
         super().__init__(layer, calls)
-        self._by_input = False  # a matrix of (vocabulary, vocabulary) would be too large
+        self._counts = np.zeros(self.layer.input_dim)  # how often each token was seen
 
     @property
     def kernels(self) -> tuple[Array, ...]:
         return (np.asarray(self.layer.embeddings, np.float32),)
 
+    @property
+    def seen(self) -> bool:
+        return bool(self._counts.any())
+
     def observe(self, inputs: Array, mask: Array | None) -> None:
         del mask  # it makes the mask itself
         ids = inputs.reshape(-1).astype(np.int64)
-        ids, counts = np.unique(ids[ids > 0] if self.layer.mask_zero else ids, return_counts=True)
-        # Rare tokens count too, as if each had been seen once: samples hold a part of the vocabulary only.
-        weights = np.ones(len(self.matrix))
-        weights[ids] += counts
-        self._moments.add(self.matrix, weights)
-        self._kept.add(ids[np.argsort(-counts, kind="stable")])
+        np.add.at(self._counts, ids[ids > 0] if self.layer.mask_zero else ids, 1)
+
+    def decompose(self, method: str) -> tuple[Spectra, ...]:
+        del method
+        if not self.seen:
+            return (Spectra((spectrum(self.matrix),)),)
+        # Rare tokens count too, as if each had been seen once more: samples hold a part of the vocabulary only.
+        moments = self.matrix.T @ (self.matrix * (self._counts + 1)[:, None].astype(np.float32))
+        return (Spectra((spectrum(self.matrix, output_moments=moments / (self._counts + 1).sum()),)),)
 
     def errors(self, method: str, ranks: Ranks) -> tuple[float, float | None]:
-        approximate, ids = np.matmul(*self.spectra(method)[0].factors(ranks[0])), self._kept.samples
-        lost = None if ids is None else relative_error(self.matrix[ids], approximate[ids])
-        return relative_error(self.matrix, approximate), lost
+        exact, approximate = self.matrix, np.matmul(*self.spectra(method)[0].factors(ranks[0]))
+        lost_weights = relative_error(exact, approximate)
+        if not self.seen:
+            return lost_weights, None
+        ids = np.flatnonzero(self._counts)
+        each = np.sqrt(self._counts[ids])[:, None]
+        return lost_weights, relative_error(exact[ids] * each, approximate[ids] * each)
 
     def operators(self, call: Call, method: str | None = None, ranks: Ranks = ()) -> tuple[Operator, ...]:
         if method is None:

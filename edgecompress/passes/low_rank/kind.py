@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from edgecompress.data import Array
-from edgecompress.decomposition.matrices import Spectrum
+from edgecompress.decomposition.matrices import Spectrum, relative_error
 from edgecompress.passes.kernel_costs import Operator
 
 Shape = tuple[int | None, ...]
@@ -139,15 +139,14 @@ class Moments:
 
     def __init__(self) -> None:
         self._sum: Array | None = None
-        self._count = 0.0
+        self._count = 0
 
-    def add(self, rows: Array, weights: Array | None = None) -> None:
-        """Adds vectors, shape (n, size); `weights` (n,) says how often each counts."""
+    def add(self, rows: Array) -> None:
+        """Adds vectors, shape (n, size)."""
         # In single precision, which is twice as quick; the sums over batches are in double.
-        weighted = rows if weights is None else rows * weights[:, None].astype(rows.dtype)
-        total = (rows.T @ weighted).astype(np.float64)
+        total = (rows.T @ rows).astype(np.float64)
         self._sum = total if self._sum is None else self._sum + total
-        self._count += len(rows) if weights is None else float(weights.sum())
+        self._count += len(rows)
 
     @property
     def mean(self) -> Array | None:
@@ -160,20 +159,29 @@ class Kept:
     _VALUES = 500_000
 
     def __init__(self) -> None:
-        self._parts: list[Array] = []
+        # By the shape of a sample: a layer that is shared may be called with several.
+        self._parts: dict[tuple[int, ...], list[Array]] = {}
         self._values = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
 
     def add(self, samples: Array) -> None:
         each = max(1, math.prod(samples.shape[1:]))
         room = (self._VALUES - self._values) // each
         if room > 0 or not self._parts:
             few = samples[: max(1, room)]
-            self._parts.append(few)
+            self._parts.setdefault(few.shape[1:], []).append(few)
             self._values += few.size
 
-    @property
-    def samples(self) -> Array | None:
-        return np.concatenate(self._parts) if self._parts else None
+    def error(self, exact: Callable[[Array], Array], approximate: Callable[[Array], Array]) -> float | None:
+        """Returns the relative error of the outputs that functions give for the samples; None without samples."""
+        if not self._parts:
+            return None
+        inputs = [np.concatenate(parts) for parts in self._parts.values()]
+        return relative_error(
+            *(np.concatenate([outputs(each).reshape(-1) for each in inputs]) for outputs in (exact, approximate))
+        )
 
 
 def options_of(layer: Any) -> dict[str, Any]:

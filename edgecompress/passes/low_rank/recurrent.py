@@ -84,7 +84,7 @@ class RecurrentKind(Kind):
         if not kinds <= set(_GATES):
             raise LeftAloneError(f"{' and '.join(sorted(kinds))} inside it is neither a GRU nor an LSTM")
         self._directions = tuple(_Direction(each) for each in both)
-        self._kept, self._masks = Kept(), Kept()
+        self._kept = Kept()  # the mask is the last feature
 
     @property
     def kernels(self) -> tuple[Array, ...]:
@@ -92,13 +92,13 @@ class RecurrentKind(Kind):
 
     @property
     def seen(self) -> bool:
-        return self._kept.samples is not None
+        return bool(self._kept)
 
     def observe(self, inputs: Array, mask: Array | None) -> None:
         if any(direction.layer.stateful for direction in self._directions):
             return  # what it answers depends on what it was asked before
-        self._kept.add(inputs)
-        self._masks.add(np.ones(inputs.shape[:_MATRIX], bool) if mask is None else mask)
+        marks = np.ones(inputs.shape[:_MATRIX], bool) if mask is None else mask
+        self._kept.add(np.concatenate([inputs, marks[..., None]], axis=-1, dtype=np.float32))
         for direction in self._directions:
             direction.observe(inputs, mask)
 
@@ -182,8 +182,6 @@ class RecurrentKind(Kind):
         return [new]
 
     def errors(self, method: str, ranks: Ranks) -> tuple[float, float | None]:
-        import keras
-
         approximate, exact = [], []
         for rank, full, found, together in zip(
             ranks, self.full_ranks(method), self.spectra(method), self.matrices(method), strict=True
@@ -192,28 +190,25 @@ class RecurrentKind(Kind):
                 approximate.append((matrix if rank >= full else np.matmul(*one.factors(rank))).reshape(-1))
                 exact.append(matrix.reshape(-1))
         lost_weights = relative_error(np.concatenate(exact), np.concatenate(approximate))
-        inputs, masks = self._kept.samples, self._masks.samples
-        if inputs is None or masks is None:
+        if not self.seen:
             return lost_weights, None
-        (new,), mask = self.build(method, ranks), masks[: len(inputs)]
-        old_answers, new_answers = (
-            np.concatenate([np.asarray(each, np.float32).reshape(-1) for each in keras.tree.flatten(
-                one(inputs, mask=mask)
-            )])
-            for one in (self.layer, new)
-        )  # fmt: skip
-        return lost_weights, relative_error(old_answers, new_answers)
+        (new,) = self.build(method, ranks)
+        return lost_weights, self._kept.error(lambda kept: _answers(self.layer, kept), lambda kept: _answers(new, kept))
+
+
+def _answers(layer: Any, kept: Array) -> Array:
+    """Returns all that a layer answers, flat, to inputs of which the last feature is the mask."""
+    import keras
+
+    outputs = keras.tree.flatten(layer(kept[..., :-1], mask=kept[..., -1] > 0))
+    return np.concatenate([np.asarray(each, np.float32).reshape(-1) for each in outputs])
 
 
 def _unbuilt(direction: _Direction, options: dict[str, Any]) -> Any:
     from edgecompress.layers import LowRankGRU, LowRankLSTM
 
-    layer = direction.layer
-    kind = LowRankGRU if type(layer).__name__ == "GRU" else LowRankLSTM
-    config = layer.get_config()
-    for key in ("implementation", "use_cudnn", "zero_output_for_mask"):
-        config.pop(key, None)
-    return kind.from_config(config | options)
+    kind = LowRankGRU if type(direction.layer).__name__ == "GRU" else LowRankLSTM
+    return kind.from_config(direction.layer.get_config() | options)
 
 
 def _fill(cell: Any, name: str, kernel: Array, rank: int, gates: Sequence[Spectrum]) -> None:

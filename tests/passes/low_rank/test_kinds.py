@@ -170,6 +170,67 @@ def test_embeddings_keep_their_mask_and_weigh_tokens_by_how_often_they_come(kera
     assert rows[3] < 0.2 * np.median(rows)
 
 
+def _shared(keras, name):
+    """Returns a model that calls a layer with inputs of two sizes."""
+    layers = keras.layers
+    shapes, layer = {
+        "gru": (((6, 10), (4, 10)), lambda: layers.GRU(8)),
+        "conv": (((9, 9, 6), (7, 8, 6)), lambda: layers.Conv2D(8, 3)),
+        "einsum": (((6, 10), (4, 10)), lambda: layers.EinsumDense("abc,cd->abd", (None, 8), bias_axes="d")),
+    }[name]
+    inputs, shared = [keras.Input(shape, name=f"x{number}") for number, shape in enumerate(shapes)], layer()
+    return keras.Model(inputs, [shared(each) for each in inputs])
+
+
+@pytest.mark.parametrize("name", ["gru", "conv", "einsum"])
+def test_a_layer_that_is_called_with_inputs_of_several_sizes(keras, name):
+    model, random = _shared(keras, name), np.random.default_rng(3)
+    (site,) = find_sites(model)
+    x = [random.normal(size=(SAMPLES, *each.shape[1:])).astype(np.float32) for each in model.inputs]
+    observe(model, {id(site.found.layer): site.kind}, Dataset({"x0": x[0], "x1": x[1]}), seed=0)
+    (method, *_), expected = site.kind.methods, [np.asarray(each) for each in model(x)]
+    ranks = tuple(rank // 2 for rank in site.kind.full_ranks(method))
+    copy = rewrite(model, {id(site.found.layer): site.kind.build(method, ranks)})
+    received = [np.asarray(each) for each in copy(x)]
+    old, new = (np.concatenate([each.reshape(-1) for each in both]) for both in (expected, received))
+    bias = np.concatenate([np.broadcast_to(_bias(site), each.shape).reshape(-1) for each in expected])
+    assert site.kind.errors(method, ranks)[1] == pytest.approx(np.linalg.norm(old - new) / np.linalg.norm(old - bias))
+
+
+def _bias(site):
+    """What errors do not count of an output."""
+    layer = site.found.layer
+    return 0.0 if site.found.kind == "GRU" else np.asarray(layer.bias)
+
+
+def test_masked_steps_stay_zero_where_the_layer_made_them_so(keras):
+    model = keras.Sequential([
+        keras.Input((6, 10)), keras.layers.Masking(),
+        keras.layers.GRU(8, return_sequences=True, zero_output_for_mask=True),
+    ])  # fmt: skip
+    (site,) = find_sites(model)
+    x = _samples(model)
+    x[:, 2:4] = 0
+    copy = rewrite(model, {id(site.found.layer): site.kind.build("joint", (4, 4))})
+    assert np.asarray(copy(x))[:, :2].all()
+    assert not np.asarray(copy(x))[:, 2:4].any()
+
+
+def test_what_an_embedding_loses_is_counted_by_how_often_its_tokens_come(keras):
+    model = keras.Sequential([keras.Input((7,), dtype="int32"), keras.layers.Embedding(30, 12, name="words")])
+    (words,) = find_sites(model)
+    ids = np.random.default_rng(0).integers(0, 9, (3 * SAMPLES, 7)).astype(np.int32) ** 2 // 3
+    observe(model, {id(words.found.layer): words.kind}, Dataset({_input(model): ids}), seed=0)
+    copy = rewrite(model, {id(words.found.layer): words.kind.build("svd", (4,))})
+    expected, received = (np.asarray(each(ids)) for each in (model, copy))
+    lost = np.linalg.norm(expected - received) / np.linalg.norm(expected)
+    assert words.kind.errors("svd", (4,))[1] == pytest.approx(lost, rel=1e-4)
+    counts = 1 + np.bincount(ids.reshape(-1), minlength=30)
+    table = np.asarray(words.found.layer.embeddings, np.float64)
+    best = np.linalg.svd(table * np.sqrt(counts)[:, None])[1]
+    assert words.kind.spectra("svd")[0].energy(4) == pytest.approx((best[:4] ** 2).sum() / (best**2).sum(), rel=1e-4)
+
+
 def test_a_mask_keeps_padding_out_of_what_a_gru_is_judged_by(keras):
     layers = keras.layers
     model = keras.Sequential([keras.Input((6, 10)), layers.Masking(), layers.GRU(8, name="gru")])
@@ -191,6 +252,7 @@ def test_a_mask_keeps_padding_out_of_what_a_gru_is_judged_by(keras):
     [
         (lambda k: k.layers.Dense(8, kernel_constraint="non_neg"), "constraint"),
         (lambda k: k.layers.EinsumDense("abc,bcd->abd", (5, 4)), "no product with one matrix"),
+        (lambda k: k.layers.EinsumDense("abc,cd->ad", 4), "no product with one matrix"),
         (lambda k: k.layers.Conv1D(10, 3, groups=2), "2 groups"),
         (lambda k: k.layers.SimpleRNN(4), "SimpleRNN is not written in factors"),
         (lambda k: k.layers.Bidirectional(k.layers.SimpleRNN(4)), "neither a GRU nor an LSTM"),
