@@ -125,6 +125,7 @@ class PassContext:
         calibration: Samples, labelled or not, whose activations passes may look at; None: there are none.
         multiple: Ranks that are multiples of this suit the device's kernels.
         prefers: What to save where one can have either.
+        quantized: Whether the file may have integer kernels, which take their time otherwise than those in float.
         compile_config: What Keras stored of the model's optimizer, loss and metrics, or None.
         checkpoints: Folder for the checkpoints of this pass, or None: none are written.
         resume: Go on from the checkpoints found there.
@@ -138,6 +139,7 @@ class PassContext:
     calibration: Dataset | None = None
     multiple: int = 8
     prefers: Literal["size", "speed"] = "size"
+    quantized: bool = False
     compile_config: Mapping[str, Any] | None = None
     checkpoints: Path | None = None
     resume: bool = False

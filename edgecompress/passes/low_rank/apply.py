@@ -104,7 +104,7 @@ def _decide(graph: Any, spec: LowRank, context: PassContext) -> list[_Found]:
             raise kind(f"low_rank: {plan.detail}", where=f"layer {site.name!r}", fix=plan.fix)
         if plan.applies and site.kind is not None:
             multiple = spec.multiple or context.multiple
-            candidates[site.name] = Candidate(site, site.kind, _methods(site, spec), multiple)
+            candidates[site.name] = Candidate(site, site.kind, _methods(site, spec), multiple, context.quantized)
     data = context.calibration or context.data
     if spec.activation_aware and data is not None and candidates:
         kinds = {id(each.kind.layer): each.kind for each in candidates.values()}

@@ -19,6 +19,9 @@ from edgecompress.passes.low_rank.sites import Site
 from edgecompress.techniques import LowRank, setting_for
 
 _RUNGS = 12  # ranks a layer that are tried for a budget, and shown
+_TRIED = 6  # pairs of ranks with as many weights that are told apart by what they keep; for a budget
+_FEW_TRIED = 3  # fewer, at each of these
+_SHARES = (0.1, 0.25, 0.45, 0.7)  # of the layer's weights
 _METHODS_WITHOUT_ENERGY = ("cp",)
 
 
@@ -31,12 +34,14 @@ class Candidate:
         kind: How it is written in factors.
         methods: The ways of doing so that the configuration allows.
         multiple: Ranks are rounded to multiples of this.
+        quantized: Whether factors have to be quicker with integer kernels, too.
     """
 
     site: Site
     kind: Kind
     methods: tuple[str, ...]
     multiple: int
+    quantized: bool = False
     _points: dict[tuple[str, Ranks], RankPoint] = field(default_factory=dict)
 
     @property
@@ -89,36 +94,33 @@ class Candidate:
             return f"{after:,} MACs instead of {before:,}"
         whole = [each for call in kind.calls for each in kind.operators(call)]
         parts = [each for call in kind.calls for each in kind.operators(call, point.method, point.ranks)]
-        return None if saves_time(whole, parts) else f"{after:,} MACs instead of {before:,}, but not quicker"
+        quicker = saves_time(whole, parts, dynamic=self.quantized)
+        return None if quicker else f"{after:,} MACs instead of {before:,}, but not quicker"
 
     def ladder(self, method: str) -> tuple[Ranks, ...]:
-        """Returns ranks from the smallest to the largest that save weights.
+        """Returns ranks from the smallest to the largest that save weights, all matrices at about the same energy.
 
-        Of several matrices each is at about the same energy, or, where energies do not compare, the same share of its
-        full rank.
+        Where energies do not compare, any ranks may go together: see `largest`.
         """
         full = self.kind.full_ranks(method)
         widest = max(range(len(full)), key=lambda number: full[number])
-        # Ranks below the multiple are for those who ask for a share that no multiple leaves.
-        small = [rank for rank in (1, 2, 4, 8, 16) if rank < min(self.multiple, full[widest])]
-        steps = [*small, *range(self.multiple, full[widest], self.multiple)]
         rungs: dict[Ranks, None] = {}
-        for rank in steps:
+        for rank in self._steps(full[widest]):
             ranks = self.kind.settle(method, self._alongside(method, widest, rank))
             if self.kind.factor_params(method, ranks) < self.kind.params:
                 rungs[ranks] = None
         return tuple(rungs)
 
+    def _steps(self, limit: int) -> list[int]:
+        """Returns the ranks that are tried for a matrix of this full rank."""
+        # Those below the multiple are for who asks for a share that no multiple leaves.
+        small = [rank for rank in (1, 2, 4, 8, 16) if rank < min(self.multiple, limit)]
+        return [*small, *range(self.multiple, limit, self.multiple)]
+
     def _alongside(self, method: str, widest: int, rank: int) -> Ranks:
         full = self.kind.full_ranks(method)
         if len(full) == 1:
             return (rank,)
-        if not self.kind.energies_compare:
-            shares = [rank * limit // full[widest] for limit in full]
-            return tuple(
-                round_rank(max(1, share), limit, min(self.multiple, rank), up=True)
-                for share, limit in zip(shares, full, strict=True)
-            )
         spectra = self.kind.spectra(method)
         energy = spectra[widest].energy(rank)
         return tuple(
@@ -127,12 +129,33 @@ class Candidate:
             for number in range(len(full))
         )  # fmt: skip
 
+    def largest(self, method: str, params: float) -> tuple[Ranks, ...]:
+        """Returns the largest ranks with at most so many weights: several, where more of one are less of another."""
+        if self.kind.energies_compare:
+            fitting = [ranks for ranks in self.ladder(method) if self.kind.factor_params(method, ranks) <= params]
+            return tuple(fitting[-1:])
+        first, second = self.kind.full_ranks(method)
+        found: list[Ranks] = []
+        for rank in [first, *reversed(self._steps(first))]:
+            together = (self.kind.settle(method, (rank, other)) for other in [second, *reversed(self._steps(second))])
+            best = next((ranks for ranks in together if self.kind.factor_params(method, ranks) <= params), None)
+            # The next one has less of the first; it is worth a look only if it has more of the second.
+            if best is not None and best != (first, second) and (not found or best[1] > found[-1][1]):
+                found.append(best)
+        return _evenly(found, _TRIED)
+
     def few(self, method: str) -> tuple[Ranks, ...]:
-        """Returns some rungs of the ladder, evenly spread."""
-        rungs = self.ladder(method)
-        if len(rungs) <= _RUNGS:
-            return rungs
-        return tuple(rungs[round(number * (len(rungs) - 1) / (_RUNGS - 1))] for number in range(_RUNGS))
+        """Returns some ranks that save weights, evenly spread."""
+        if self.kind.energies_compare:
+            return _evenly(self.ladder(method), _RUNGS)
+        found = [_evenly(self.largest(method, share * self.kind.params), _FEW_TRIED) for share in _SHARES]
+        return tuple(dict.fromkeys(ranks for each in found for ranks in each))
+
+
+def _evenly(rungs: Sequence[Ranks], count: int) -> tuple[Ranks, ...]:
+    if len(rungs) <= count:
+        return tuple(rungs)
+    return tuple(rungs[round(number * (len(rungs) - 1) / (count - 1))] for number in range(count))
 
 
 @dataclass(frozen=True)
@@ -175,9 +198,7 @@ def _named_way(candidate: Candidate, spec: LowRank) -> tuple[str, float]:
 
 def _choose_one(candidate: Candidate, way: tuple[str, float]) -> Chosen:
     points = [
-        candidate.point(method, ranks)
-        for method in candidate.methods
-        if (ranks := _ranks(candidate, method, *way)) is not None
+        candidate.point(method, ranks) for method in candidate.methods for ranks in _ranks(candidate, method, *way)
     ]
     if not points:
         return Chosen(None, _nothing_to_choose(candidate, *way))
@@ -188,20 +209,23 @@ def _choose_one(candidate: Candidate, way: tuple[str, float]) -> Chosen:
     return Chosen(best, candidate.objection(best))
 
 
-def _ranks(candidate: Candidate, method: str, way: str, value: float) -> Ranks | None:
-    """Returns the ranks that a way of choosing gives, or None where it gives none."""
+def _ranks(candidate: Candidate, method: str, way: str, value: float) -> tuple[Ranks, ...]:
+    """Returns the ranks that a way of choosing gives: none, one choice, or several to tell apart by what they keep."""
     kind, multiple = candidate.kind, candidate.multiple
     full = kind.full_ranks(method)
     if way == "rank":
-        return tuple(min(int(value), each) for each in full) if value < max(full) else None
+        return (tuple(min(int(value), each) for each in full),) if value < max(full) else ()
+    if way == "ratio":
+        return candidate.largest(method, value * kind.params)
     if way == "energy":
         found = [each.rank_for_energy(value) for each in kind.spectra(method)]
-    elif way == "evbmf":
-        found = [max(map(evbmf_rank, together)) for together in kind.matrices(method)]
     else:
-        fitting = [r for r in candidate.ladder(method) if kind.factor_params(method, r) <= value * kind.params]
-        return fitting[-1] if fitting else None
-    return tuple(round_rank(rank, limit, multiple, up=True) for rank, limit in zip(found, full, strict=True))
+        found = [max(map(evbmf_rank, together)) for together in kind.matrices(method)]
+    rounded = (round_rank(rank, limit, multiple, up=True) for rank, limit in zip(found, full, strict=True))
+    if kind.energies_compare:
+        return (tuple(rounded),)
+    # A matrix too small for the multiple saves next to nothing beside the other one, and may be all that a step sees.
+    return (tuple(limit if limit <= multiple else rank for rank, limit in zip(rounded, full, strict=True)),)
 
 
 def _nothing_to_choose(candidate: Candidate, way: str, value: float) -> str:

@@ -156,7 +156,8 @@ class ConvKind(Kind):
             done = [done[0] or height == self.image_kernel.shape[0], done[1] or width == self.image_kernel.shape[1]]
             rows, columns = (end if ready else start for start, end, ready in zip(first, last, done, strict=True))
             summed = height * width * (1 if deep else inputs)
-            found.append(Operator("depthwise" if deep else "conv", rows * columns, summed, outputs))
+            kind: Any = "depthwise" if deep else "pointwise" if height * width == 1 else "conv"
+            found.append(Operator(kind, rows * columns, summed, outputs))
         return tuple(found)
 
     def _image(self, shape: Sequence[int | None]) -> tuple[int, int]:

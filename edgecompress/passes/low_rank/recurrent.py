@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ class _Direction:
     def resets_before(self) -> bool:
         return not getattr(self.layer, "reset_after", True)
 
-    @property
+    @functools.cached_property
     def kernels(self) -> tuple[Array, Array]:
         """The input kernel (features, gates * units) and the recurrent one (units, gates * units)."""
         cell = self.layer.cell
@@ -75,7 +76,7 @@ class RecurrentKind(Kind):
     """`keras.layers.GRU` becomes `LowRankGRU`, `LSTM` becomes `LowRankLSTM`; alone or inside Bidirectional."""
 
     methods = ("joint", "separate")
-    energies_compare = False  # few directions hold nearly all energy of the states, and the others matter all the same
+    energies_compare = False  # few directions hold nearly all energy of the states; the others matter all the same
 
     def __init__(self, layer: Any, calls: Sequence[Call]) -> None:
         super().__init__(layer, calls)

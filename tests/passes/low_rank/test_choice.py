@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from edgecompress.data import Dataset
 from edgecompress.errors import UsageError
 from edgecompress.passes.base import PassContext
 from edgecompress.passes.low_rank import analyse
@@ -114,3 +115,36 @@ def test_ladders_rise_and_save_weights(keras):
         assert costs[-1] < site.kind.params
         assert all(rank % multiple == 0 for rank, full in zip(ladder[-1], (48, 64), strict=True) if rank < full)
         assert len(candidate.few("joint")) <= 12
+
+
+@pytest.mark.parametrize(("features", "multiple"), [(8, 16), (24, 8), (64, 16)])
+def test_the_kernels_of_a_gru_share_what_it_may_keep_in_the_best_way(keras, features, multiple):
+    """Neither can have more without the other having less, and no other such pair does less harm."""
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((7, features), name="rows"), keras.layers.GRU(96, name="gru")])
+    context = PassContext(multiple=multiple, calibration=Dataset({"rows": np.random.default_rng(0).normal(
+        size=(24, 7, features)).astype(np.float32)}))  # fmt: skip
+    (one,) = analyse(model, LowRank(ratio=0.4), context)
+    assert one.chosen.params <= 0.4 * one.params
+    (site,) = find_sites(model)
+    candidate = Candidate(site, site.kind, ("joint",), multiple)
+    pairs = candidate.largest("joint", 0.4 * one.params)
+    assert one.chosen.ranks in pairs
+    full = site.kind.full_ranks("joint")
+    for pair in pairs:
+        for more in ((pair[0] + multiple, pair[1]), (pair[0], pair[1] + multiple)):
+            wider = site.kind.settle("joint", tuple(min(a, b) for a, b in zip(more, full, strict=True)))
+            assert wider == pair or site.kind.factor_params("joint", wider) > 0.4 * one.params
+    # Narrow inputs are not given away for ranks of the states that matter less.
+    assert one.chosen.output_error < 0.35
+
+
+def test_a_kernel_too_small_for_the_multiple_stays_whole_by_energy(keras, digits_gru, digits):
+    (x, _), _ = digits.digits(as_rows=True)
+    model = keras.models.load_model(digits_gru.model, compile=False)
+    context = PassContext(calibration=Dataset({"rows": x[:200]}), multiple=16)
+    by_name = {one.layer: one for one in analyse(model, LowRank(energy=0.95), context)}
+    assert by_name["gru"].chosen.ranks[0] == 8
+    assert by_name["gru"].chosen.ranks[1] % 16 == 0
+    half = {one.layer: one for one in analyse(model, LowRank(ratio=0.5), context)}["gru"]
+    assert half.chosen.output_error < 0.1
