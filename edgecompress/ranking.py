@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgecompress.data import Dataset, apply_shapes, load_data, split_samples
+from edgecompress.data import Dataset, apply_shapes, fix_shapes, load_data, split_samples
 from edgecompress.models import load_model
 from edgecompress.passes.base import LayerRank, PassContext, Progress
 from edgecompress.passes.low_rank import analyse
 from edgecompress.planning import plan_passes, refuse_unsampled, shapes_by_name
 from edgecompress.profiles import Kernels, Profile, find_profile
 from edgecompress.recipes import CALIBRATION_SAMPLES
+from edgecompress.scheme_choice import may_quantize
 from edgecompress.techniques import LowRank
 from edgecompress.token_ids import refuse_unknown_ids
 
@@ -74,7 +75,7 @@ def ranks(  # noqa: PLR0913 (each is one option of the command line)
         data: Samples whose activations count: whatever `load_data` takes; labels are not used.
         technique: How ranks are chosen; absent: by an energy of 0.95.
         profile: The device whose kernels ranks should suit: a bundled profile's name, a TOML file, or a Profile; if it
-            is absent, ranks are multiples of 8.
+            is absent, ranks are multiples of 8, and factors have to be quicker in float only.
         input_shape: Fixes dimensions that vary: a shape, or shapes by input name; with or without the batch.
         input_range: The range that 8-bit samples are mapped to.
         custom_objects: Custom layers and functions by name.
@@ -99,7 +100,11 @@ def ranks(  # noqa: PLR0913 (each is one option of the command line)
         chosen = _few(dataset, samples, seed)
         refuse_unknown_ids(source, chosen)
     kernels = Kernels() if device is None else device.kernels
-    context = PassContext(seed=seed, calibration=chosen, multiple=kernels.rank_multiple)
+    known = chosen is not None or all(None not in each.sample_shape for each in specs)
+    context = PassContext(
+        seed=seed, calibration=chosen, fixed=fix_shapes(specs, chosen) if known else None,
+        multiple=kernels.rank_multiple, quantized=device is not None and may_quantize(device.quantization.schemes),
+    )  # fmt: skip
     if progress is not None:
         progress("ranks", 0, 1)
     layers = analyse(source.model, spec, context)

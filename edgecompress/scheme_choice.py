@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from edgecompress.converters.ptq import io_type
 from edgecompress.errors import ConversionError, DataError, UsageError
 from edgecompress.profiles import Profile
@@ -38,7 +40,7 @@ def refuse_scheme(recipe: Recipe, device: Profile, *, samples: bool) -> None:
             f"{trained_scheme(recipe, device)} rounds nothing that qat could train for",
             expected=", ".join(able) or None, fix="leave --qat out, or choose another --scheme",
         )  # fmt: skip
-    asked_for = allowed if wanted == "auto" else (QuantizationScheme(wanted),)
+    asked_for = wanted_schemes(recipe, device)
     if not samples and all(scheme.needs_calibration for scheme in asked_for):
         who = f"the profile {device.name!r} takes" if wanted == "auto" else "you asked for"
         raise DataError(
@@ -49,8 +51,18 @@ def refuse_scheme(recipe: Recipe, device: Profile, *, samples: bool) -> None:
 
 def trained_scheme(recipe: Recipe, device: Profile) -> QuantizationScheme:
     """Returns the scheme that is trained for: training cannot be repeated for one after another."""
+    return wanted_schemes(recipe, device)[0]
+
+
+def may_quantize(schemes: Iterable[QuantizationScheme]) -> bool:
+    """Returns whether a file of one of these schemes has integer kernels."""
+    return any(scheme not in (QuantizationScheme.FLOAT16, QuantizationScheme.FLOAT32) for scheme in schemes)
+
+
+def wanted_schemes(recipe: Recipe, device: Profile) -> tuple[QuantizationScheme, ...]:
+    """Returns the schemes that the file may have, the best first."""
     wanted = recipe.quantization.scheme
-    return device.quantization.schemes[0] if wanted == "auto" else QuantizationScheme(wanted)
+    return device.quantization.schemes if wanted == "auto" else (QuantizationScheme(wanted),)
 
 
 def calibrates(recipe: Recipe, device: Profile) -> bool:

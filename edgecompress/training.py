@@ -19,7 +19,7 @@ from edgecompress.quantizing import Quantized, chosen, prove_it_runs, quantize_b
 from edgecompress.recipes import Recipe
 from edgecompress.report.tables import counted
 from edgecompress.samples import Samples
-from edgecompress.scheme_choice import trained_scheme
+from edgecompress.scheme_choice import may_quantize, trained_scheme, wanted_schemes
 from edgecompress.schemes import QuantizationScheme
 from edgecompress.techniques import LowRank, Qat
 from edgecompress.tfmot.qat import train_quantized
@@ -62,7 +62,8 @@ def run_passes(
     kernels = _kernels_of(device)
     context = PassContext(
         training=recipe.training, seed=recipe.seed, data=samples.training, calibration=samples.activations,
-        multiple=kernels.rank_multiple, prefers=kernels.prefers, compile_config=source.compile_config, say=say,
+        fixed=samples.fixed, multiple=kernels.rank_multiple, prefers=kernels.prefers,
+        quantized=_may_quantize(recipe, device), compile_config=source.compile_config, say=say,
     )  # fmt: skip
     if samples.training is not None:
         found = folder.open(_identity(source, recipe, samples, device), resume=resume)
@@ -118,13 +119,17 @@ def _identity(source: LoadedModel, recipe: Recipe, samples: Samples, device: Pro
         "training": described["training"],
         "seed": recipe.seed,
         "train": None if trained_on is None else trained_on.sha256,
-        "kernels": _kernels_of(device).model_dump(),
+        "kernels": _kernels_of(device).model_dump() | {"quantized": _may_quantize(recipe, device)},
         "scheme": None if recipe.qat is None or device is None else str(trained_scheme(recipe, device)),
     }
 
 
 def _kernels_of(device: Profile | None) -> Kernels:
     return Kernels() if device is None else device.kernels
+
+
+def _may_quantize(recipe: Recipe, device: Profile | None) -> bool:
+    return device is not None and may_quantize(wanted_schemes(recipe, device))
 
 
 def _on_activations(recipe: Recipe, samples: Samples) -> Iterator[str]:

@@ -61,6 +61,8 @@ def _with_notes(result: PassResult, earlier: Sequence[str]) -> PassResult:
         notes.append(
             "pruned after clustering: the shared values change in training; cluster after pruning to keep both"
         )
+    if result.kind == "low_rank" and {"prune", "cluster"} & set(earlier) and any(one.accepted for one in result.ranks):
+        notes.append("factorized after pruning or clustering: factors have none of the zeros and values; do it first")
     if result.fusions and {"prune", "cluster"} & set(earlier):
         notes.append(
             "fused after pruning or clustering: products of kernels have few zeros, and other values; fuse first"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from edgecompress.data import Dataset
+from edgecompress.data import Dataset, InputSpec
 from edgecompress.techniques import Training
 
 Progress = Callable[[str, int, int], None]
@@ -123,6 +123,7 @@ class PassContext:
         seed: Seed of every random choice.
         data: Training samples with labels, fitted to the model's inputs; None: nothing is trained.
         calibration: Samples, labelled or not, whose activations passes may look at; None: there are none.
+        fixed: The model's inputs with every dimension known, or None.
         multiple: Ranks that are multiples of this suit the device's kernels.
         prefers: What to save where one can have either.
         quantized: Whether the file may have integer kernels, which take their time otherwise than those in float.
@@ -137,6 +138,7 @@ class PassContext:
     seed: int = 0
     data: Dataset | None = None
     calibration: Dataset | None = None
+    fixed: tuple[InputSpec, ...] | None = None
     multiple: int = 8
     prefers: Literal["size", "speed"] = "size"
     quantized: bool = False

@@ -135,7 +135,7 @@ def test_weights_that_are_not_numbers(refused, wide, tmp_path_factory) -> None:
     model.save(broken)
     for words in (["ranks", broken], ["compress", broken, "--low-rank", 0.5], ["convert", broken, "--low-rank", 0.5]):
         line = refused(*words)
-        assert "layer 'hidden': low_rank: its kernel holds NaN or infinite values" in line
+        assert "layer 'hidden': low_rank: its weights hold NaN or infinite values" in line
         assert "Fix: " in line
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from edgecompress.data import Array, Dataset
+from edgecompress.data import Array, Dataset, InputSpec
 from edgecompress.errors import DataError
 from edgecompress.functional import as_functional
 from edgecompress.models import load_model
 from edgecompress.passes.low_rank.kind import Kind
 
+See = Callable[[Any, Any, Any, Any], None]
 _SAMPLES = 256
 _BATCH = 32
 _VALUES = 4_000_000  # of inputs in a batch: photographs come a few at a time
@@ -42,31 +43,61 @@ def observe(model: Any, kinds: Mapping[int, Kind], data: Dataset, seed: int) -> 
     each = sum(array[0].size for array in chosen.inputs.values())
     fixed = next((spec.shape[0] for spec in loaded.inputs if spec.shape[0] is not None), None)
     batch = fixed or max(1, min(_BATCH, _VALUES // max(1, each)))
-    with ExitStack() as stack:
-        for kind in kinds.values():
-            stack.enter_context(_watched(kind))
-        for start in range(0, len(chosen) - len(chosen) % batch if fixed else len(chosen), batch):
-            few = [chosen.inputs[name][start : start + batch] for name in names]
-            loaded.call(*few)
+    if fixed:  # a model that takes whole batches only sees some samples twice
+        chosen = chosen.select(np.resize(np.arange(len(chosen)), -(-len(chosen) // fixed) * fixed))
+
+    def see(layer: Any, args: Any, kwargs: Any, _outputs: Any) -> None:
+        inputs = args[0] if args else next(iter(kwargs.values()))
+        kinds[id(layer)].observe(_array(inputs), _mask_of(inputs, kwargs))
+
+    with watched([kind.layer for kind in kinds.values()], see), _states_kept(model):
+        for start in range(0, len(chosen), batch):
+            loaded.call(*(chosen.inputs[name][start : start + batch] for name in names))
+
+
+def call_on_zeros(graph: Any, fixed: Sequence[InputSpec], layers: Sequence[Any], see: See) -> None:
+    """Calls a model once with inputs of these shapes, of which only the shapes matter, and shows calls of layers."""
+    loaded = load_model(graph)
+    shapes = ((spec.shape[0] or 1, *known.sample_shape) for spec, known in zip(loaded.inputs, fixed, strict=True))
+    with watched(layers, see), _states_kept(graph):
+        loaded.call(*(np.zeros(shape, spec.dtype) for shape, spec in zip(shapes, loaded.inputs, strict=True)))
 
 
 @contextmanager
-def _watched(kind: Kind) -> Iterator[None]:
-    """Has a layer show its inputs while it is called."""
-    layer = kind.layer
-    original = layer.call
+def watched(layers: Sequence[Any], see: See) -> Iterator[None]:
+    """Has layers show the arguments and the outputs of their calls: `see(layer, args, kwargs, outputs)`."""
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        inputs = args[0] if args else next(iter(kwargs.values()))
-        kind.observe(_array(inputs), _mask_of(inputs, kwargs))
-        return original(*args, **kwargs)
+    def shown(layer: Any, original: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            outputs = original(*args, **kwargs)
+            see(layer, args, kwargs, outputs)
+            return outputs
 
-    # Around Keras's own __setattr__, which would take note of the function as a part of the layer.
-    vars(layer)["call"] = call
+        return call
+
+    try:
+        for layer in layers:
+            # Around Keras's own __setattr__, which would take note of the function as a part of the layer.
+            vars(layer)["call"] = shown(layer, layer.call)
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("call", None)
+
+
+@contextmanager
+def _states_kept(model: Any) -> Iterator[None]:
+    """Gives layers that remember earlier samples the states back that they had."""
+    states = [
+        state for layer in model._flatten_layers() if getattr(layer, "stateful", False)  # noqa: SLF001
+        for state in getattr(layer, "states", None) or ()
+    ]  # fmt: skip
+    values = [np.asarray(state).copy() for state in states]
     try:
         yield
     finally:
-        del vars(layer)["call"]
+        for state, value in zip(states, values, strict=True):
+            state.assign(value)
 
 
 def _array(tensor: Any) -> Array:

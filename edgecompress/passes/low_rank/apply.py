@@ -9,12 +9,12 @@ from typing import Any
 
 from edgecompress.errors import ModelError, UsageError
 from edgecompress.functional import as_functional
-from edgecompress.keras_macs import NotCountedError, call_macs, graph_calls
+from edgecompress.keras_macs import Call, NotCountedError, call_macs
 from edgecompress.passes.base import LayerPlan, LayerRank, PassContext, PassResult, RankPoint
 from edgecompress.passes.kernels import refuse_unmatched
 from edgecompress.passes.low_rank.activations import observe
 from edgecompress.passes.low_rank.choice import Candidate, Chosen, choose
-from edgecompress.passes.low_rank.sites import Site, find_sites
+from edgecompress.passes.low_rank.sites import Site, find_calls, find_sites
 from edgecompress.passes.rewrite import rewrite
 from edgecompress.techniques import LowRank, setting_for
 from edgecompress.tfmot.retrain import retrain
@@ -46,7 +46,7 @@ def analyse(model: Any, spec: LowRank, context: PassContext) -> tuple[LayerRank,
         context: Its calibration samples, seed and preferred multiple count.
 
     Raises:
-        ModelError: A kernel holds NaN or infinite values.
+        ModelError: A weight is NaN or infinite.
         UsageError: A rank is larger than a matrix that it was given for, or a budget cannot be met.
     """
     graph = as_functional(model)
@@ -61,7 +61,7 @@ def apply_low_rank(model: Any, spec: LowRank, context: PassContext) -> tuple[Any
     """Replaces layers of a copy of a Keras 3 model by factors, and trains it again if there are samples.
 
     Raises:
-        ModelError: A kernel holds NaN or infinite values.
+        ModelError: A weight is NaN or infinite.
         UsageError: A pattern matches no layer, a rank is larger than a matrix, or a budget cannot be met.
         DataError: The training samples do not fit the model.
     """
@@ -75,14 +75,11 @@ def apply_low_rank(model: Any, spec: LowRank, context: PassContext) -> tuple[Any
         if candidate is not None and chosen is not None and chosen.point is not None and chosen.objection is None
     }
     copy = rewrite(graph, chains)
-    trained, notes = None, tuple[str, ...]()
+    trained, notes = None, (() if context.data is not None or not chains else (_NOT_TRAINED,))
     if chains and context.data is not None:
         training = replace(context, identity=f"{context.identity} {spec.model_dump_json()}")
         epochs = spec.epochs or context.training.epochs
         trained = retrain(copy, graph, training, step=spec.kind, epochs=epochs, distill=spec.distill)
-        notes = trained.notes
-    elif chains:
-        notes = (_NOT_TRAINED,)
     plan = tuple(
         LayerPlan(layer=one.layer, kind=one.kind, technique=spec.kind, applies=one.accepted, detail=one.reason)
         for one in ranks
@@ -96,7 +93,8 @@ _Found = tuple[Site, Candidate | None, Chosen | None]
 def _decide(graph: Any, spec: LowRank, context: PassContext) -> list[_Found]:
     """Returns every site; with a candidate if it can be written in factors, and what was chosen for it."""
     refuse_unmatched(graph, spec.layers, "low_rank.layers")
-    sites = find_sites(graph)
+    calls = find_calls(graph, context.fixed)
+    sites = find_sites(graph, calls)
     candidates: dict[str, Candidate] = {}
     for site, plan in zip(sites, _plan_sites(sites, spec), strict=True):
         if plan.refused:
@@ -109,13 +107,13 @@ def _decide(graph: Any, spec: LowRank, context: PassContext) -> list[_Found]:
     if spec.activation_aware and data is not None and candidates:
         kinds = {id(each.kind.layer): each.kind for each in candidates.values()}
         observe(graph, kinds, data, context.seed)
-    chosen = choose(tuple(candidates.values()), spec, params=graph.count_params(), macs=_model_macs(graph))
+    chosen = choose(tuple(candidates.values()), spec, params=graph.count_params(), macs=_model_macs(calls))
     return [(site, candidates.get(site.name), chosen.get(site.name)) for site in sites]
 
 
-def _model_macs(graph: Any) -> int | None:
+def _model_macs(calls: Sequence[Call]) -> int | None:
     try:
-        return sum(call_macs(call) for call in graph_calls(graph) or ())
+        return sum(map(call_macs, calls))
     except NotCountedError:
         return None
 
@@ -137,11 +135,14 @@ def _plan_sites(sites: Sequence[Site], spec: LowRank) -> tuple[LayerPlan, ...]:
 def _plan_site(site: Site, spec: LowRank) -> LayerPlan:
     named = setting_for(site.name, spec.layers, None)
     facts: dict[str, Any] = {"applies": False, "detail": site.reason}
-    if site.kind is not None and named == 0:
-        facts["detail"] = "left as it is: rank 0"
-    elif site.kind is not None and not site.is_finite:
+    if not site.is_finite:
+        # Wherever it is, it spoils what the layers after it are judged by.
         fix = "train it again with a lower learning rate, or restore an earlier checkpoint"
-        facts |= {"detail": "its kernel holds NaN or infinite values", "fix": fix, "refused": True}
+        facts |= {"detail": "its weights hold NaN or infinite values", "fix": fix, "refused": True}
+    elif site.kind is not None and named == 0:
+        facts["detail"] = "left as it is: rank 0"
+    elif site.kind is not None and _full_rank(site, spec) == 1:
+        facts["detail"] = "its matrix has rank 1 already"
     elif site.kind is not None and isinstance(named, int) and named > (full := _full_rank(site, spec)):
         fix = f"give a rank below {full}, or 0 to leave it alone"
         facts |= {"detail": f"rank {named} is larger than its matrix, of rank {full} at most", "fix": fix,

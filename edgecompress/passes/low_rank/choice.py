@@ -184,11 +184,61 @@ def choose(candidates: Sequence[Candidate], spec: LowRank, *, params: int, macs:
     way, value = spec.choice
     free = [each for each in candidates if setting_for(each.site.name, spec.layers, None) is None]
     chosen = {each.site.name: _choose_one(each, _named_way(each, spec)) for each in candidates if each not in free}
-    if way in ("params_budget", "flops_budget"):
-        chosen |= _share_budget(free, chosen, candidates, way=way, value=value, params=params, macs=macs)
-    else:
+    if way not in ("params_budget", "flops_budget"):
         chosen |= {each.site.name: _choose_one(each, (way, value)) for each in free}
-    return _without_slow_lookups(candidates, chosen)
+        return _without_slow_lookups(candidates, chosen)
+    budget = _Budget.of(way, value, params=params, macs=macs)
+    chosen = _without_slow_lookups(candidates, chosen | _share(budget, free, chosen, candidates))
+    # A lookup that was named may have been left alone after all.
+    if (left := budget.left(candidates, chosen)) > budget.limit:
+        raise budget.missed(left)
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """What a model may keep.
+
+    Attributes:
+        way: 'params_budget' or 'flops_budget'.
+        whole: What it has now: weights, or multiply-accumulates.
+        limit: What it may keep, in the same.
+    """
+
+    way: str
+    whole: int
+    limit: float
+
+    @classmethod
+    def of(cls, way: str, value: float, *, params: int, macs: int | None) -> _Budget:
+        whole = params if way == "params_budget" else macs
+        if whole is None:
+            raise UsageError(
+                "flops_budget needs the model's MACs, which are not known: a size varies, or a layer is not counted",
+                fix="pass --input-shape, or use params_budget",
+            )
+        return cls(way, whole, value * whole if value < 1 else value / (1 if way == "params_budget" else 2))
+
+    def cost(self, candidate: Candidate, point: RankPoint | None) -> int:
+        """What a layer takes, as it is or in factors."""
+        if self.way == "params_budget":
+            return candidate.kind.params if point is None else point.params
+        return candidate.macs if point is None else candidate.macs_of(point)
+
+    def left(self, candidates: Sequence[Candidate], chosen: Mapping[str, Chosen]) -> int:
+        """What the model takes with what was chosen; layers that nothing was chosen for yet stay as they are."""
+        named = ((each, chosen.get(each.site.name)) for each in candidates)
+        return self.whole - sum(
+            self.cost(each, None) - self.cost(each, one.point)
+            for each, one in named if one is not None and one.objection is None
+        )  # fmt: skip
+
+    def missed(self, left: int) -> UsageError:
+        unit = 1 if self.way == "params_budget" else 2  # a multiply-accumulate is two floating-point operations
+        return UsageError(
+            f"low_rank: {self.way} cannot be met", expected=f"{unit * self.limit:,.0f}",
+            received=f"{unit * left:,} at least", fix="give a larger one, or prune as well",
+        )  # fmt: skip
 
 
 def _named_way(candidate: Candidate, spec: LowRank) -> tuple[str, float]:
@@ -235,47 +285,25 @@ def _nothing_to_choose(candidate: Candidate, way: str, value: float) -> str:
     return f"no rank leaves it {value:.3g} of its {candidate.kind.params:,} weights"
 
 
-def _share_budget(
-    free: Sequence[Candidate], chosen: dict[str, Chosen], candidates: Sequence[Candidate], *, way: str, value: float,
-    params: int, macs: int | None,
-) -> dict[str, Chosen]:  # fmt: skip
+def _share(
+    budget: _Budget, free: Sequence[Candidate], chosen: dict[str, Chosen], candidates: Sequence[Candidate]
+) -> dict[str, Chosen]:
     """Takes the step that costs the least error for what it saves, again and again, until the model fits."""
-    whole = params if way == "params_budget" else macs
-    if whole is None:
-        raise UsageError(
-            "flops_budget needs the model's MACs, which are not known: a size varies, or a layer is not counted",
-            fix="pass --input-shape, or use params_budget",
-        )
-    unit = 2 if way == "flops_budget" else 1  # a multiply-accumulate is two floating-point operations
-    budget = value * whole if value < 1 else value / unit
-
-    def cost(candidate: Candidate, point: RankPoint | None) -> int:
-        if way == "params_budget":
-            return candidate.kind.params if point is None else point.params
-        return candidate.macs if point is None else candidate.macs_of(point)
-
-    named = {each.site.name: each for each in candidates}
-    left = whole - sum(
-        cost(named[name], None) - cost(named[name], one.point) for name, one in chosen.items() if one.objection is None
-    )
+    left = budget.left(candidates, chosen)
     state: dict[str, RankPoint | None] = {each.site.name: None for each in free}
     steps = {each.site.name: list(_good_points(each)) for each in free}
-    while left > budget:
+    while left > budget.limit:
         spare = _macs_saved(candidates, chosen | {name: Chosen(point, None) for name, point in state.items()})
         moves = [
             ((each.loss(point) - _loss_now(each, now)) / saved, each.site.name, point, saved)
             for each in free
             for now in (state[each.site.name],)
             for point in steps[each.site.name]
-            if (saved := cost(each, now) - cost(each, point)) > 0
+            if (saved := budget.cost(each, now) - budget.cost(each, point)) > 0
             and (now is not None or not each.kind.adds_arithmetic or each.macs_of(point) < spare)
         ]
         if not moves:
-            smallest = unit * left
-            raise UsageError(
-                f"low_rank: {way} cannot be met", expected=f"{unit * budget:,.0f}", received=f"{smallest:,} at least",
-                fix="give a larger one, or prune as well",
-            )  # fmt: skip
+            raise budget.missed(left)
         _, name, point, saved = min(moves, key=lambda move: (move[0], move[1]))
         state[name], left = point, left - saved
     return {

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from edgecompress import keras_macs
+from edgecompress.data import InputSpec
 from edgecompress.functional import as_functional
-from edgecompress.keras_macs import graph_calls
 from edgecompress.passes.kernels import Found, find_layers
+from edgecompress.passes.low_rank.activations import call_on_zeros
 from edgecompress.passes.low_rank.conv import ConvKind
 from edgecompress.passes.low_rank.dense import (
     DenseKind,
@@ -55,17 +57,44 @@ class Site:
 
     @property
     def is_finite(self) -> bool:
-        """Whether no weight of its kernels is NaN or infinite."""
-        return all(bool(np.isfinite(kernel.values).all()) for kernel in self.found.kernels)
+        """Whether none of its weights is NaN or infinite."""
+        return all(bool(np.isfinite(np.asarray(weight)).all()) for weight in self.found.layer.weights)
 
 
-def find_sites(model: Any) -> tuple[Site, ...]:
-    """Returns every layer with weights in the model's order, as `find_layers` names them."""
+def find_calls(model: Any, fixed: Sequence[InputSpec] | None = None) -> tuple[keras_macs.Call, ...]:
+    """Returns the calls of the layers and operations in a model's graph, those of nested models in their place.
+
+    Args:
+        model: A functional or Sequential Keras 3 model.
+        fixed: Its inputs with every dimension known: then the shapes of all calls of layers are known, too.
+    """
+    calls = tuple(_calls(model))
+    layers = {id(call.layer): call.layer for call in calls if hasattr(call.layer, "call")}
+    if fixed is None or all(None not in shape[1:] for call in calls for shape in (*call.inputs, call.output)):
+        return calls
+    seen: list[keras_macs.Call] = []
+
+    def see(layer: Any, args: Any, kwargs: Any, outputs: Any) -> None:
+        given = [args, [value for name, value in kwargs.items() if not name.endswith("mask")]]
+        seen.append(keras_macs.Call(layer, keras_macs.shapes(_tensors(given)), keras_macs.shapes(_tensors(outputs))[0]))
+
+    call_on_zeros(model, fixed, list(layers.values()), see)
+    return (*seen, *(call for call in calls if id(call.layer) not in layers))
+
+
+def find_sites(model: Any, calls: Sequence[keras_macs.Call] | None = None) -> tuple[Site, ...]:
+    """Returns every layer with weights in the model's order, as `find_layers` names them.
+
+    Args:
+        model: A Keras 3 model.
+        calls: What `find_calls` returns, if the sizes of its inputs are known.
+    """
     graph = as_functional(model)
-    calls = defaultdict(list)
-    for layer, call in _calls(graph):
-        calls[id(layer)].append(call)
-    return tuple(_site(found, calls[id(found.layer)]) for found in find_layers(graph))
+    by_layer = defaultdict(list)
+    for call in find_calls(graph) if calls is None else calls:
+        if call.inputs:
+            by_layer[id(call.layer)].append(Call(call.inputs[0], call.output))
+    return tuple(_site(found, by_layer[id(found.layer)]) for found in find_layers(graph))
 
 
 def _site(found: Found, calls: list[Call]) -> Site:
@@ -96,9 +125,15 @@ def _kind(layer: Any, calls: list[Call]) -> Kind:
     return kind
 
 
-def _calls(graph: Any) -> Iterator[tuple[Any, Call]]:
-    for call in graph_calls(graph) or ():
-        if graph_calls(call.layer):
+def _calls(graph: Any) -> Iterator[keras_macs.Call]:
+    for call in keras_macs.graph_calls(graph) or ():
+        if keras_macs.graph_calls(call.layer):
             yield from _calls(call.layer)
-        elif call.inputs:
-            yield call.layer, Call(call.inputs[0], call.output)
+        else:
+            yield call
+
+
+def _tensors(structure: Any) -> list[Any]:
+    import keras
+
+    return [each for each in keras.tree.flatten(structure) if hasattr(each, "shape")]

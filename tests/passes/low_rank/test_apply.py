@@ -202,3 +202,39 @@ def test_nested_models_and_shared_layers(keras, samples):
     assert by_name["shared"].macs == 2 * 256 * 256
     assert type(small.get_layer("inner").get_layer("deep")).__name__ == "LowRankDense"
     assert len(small.get_layer("shared")._inbound_nodes) >= 2
+
+
+def test_stateful_layers_keep_the_states_that_they_had(keras):
+    layers = keras.layers
+    model = keras.Sequential([
+        keras.Input(batch_shape=(32, 5, 8), name="rows"), layers.LSTM(16, stateful=True, name="lstm"),
+        layers.Dense(256, name="wide"), layers.Dense(256, name="next"),
+    ])  # fmt: skip
+    x = np.random.default_rng(0).normal(size=(20, 5, 8)).astype(np.float32)
+    model(np.resize(x, (32, 5, 8)))
+    states = [np.asarray(state).copy() for state in model.get_layer("lstm").states]
+    ranks = {one.layer: one for one in analyse(model, LowRank(), PassContext(calibration=Dataset({"rows": x})))}
+    # A batch is larger than all samples: some are seen twice.
+    assert ranks["next"].chosen.output_error is not None
+    for before, after in zip(states, model.get_layer("lstm").states, strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_a_weight_that_is_no_number_is_refused_wherever_it_is(keras):
+    model = keras.Sequential([
+        keras.Input((8,), name="x"), keras.layers.BatchNormalization(name="norm"), keras.layers.Dense(256)
+    ])  # fmt: skip
+    model.get_layer("norm").beta.assign([np.nan] * 8)
+    with pytest.raises(ModelError, match=r"layer 'norm'.*NaN or infinite"):
+        apply_low_rank(model, LowRank(), PassContext())
+
+
+def test_factorizing_after_pruning_is_noted(wide, samples):
+    _, (_, factorized) = apply_passes(wide, (Prune(sparsity=0.5), LowRank(ratio=0.4)), PassContext(calibration=samples))
+    assert "do it first" in factorized.notes[-1]
+
+
+def test_the_notes_of_the_training_are_told_once(wide, samples):
+    context = PassContext(data=samples, training=Training(epochs=1, learning_rate=1e-12))
+    _, result = apply_low_rank(wide, LowRank(ratio=0.5), context)
+    assert not set(result.notes) & set(result.trained.notes)

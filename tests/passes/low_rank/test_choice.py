@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgecompress.data import Dataset
+from edgecompress.data import Dataset, InputSpec
 from edgecompress.errors import UsageError
 from edgecompress.passes.base import PassContext
 from edgecompress.passes.low_rank import analyse
@@ -148,3 +148,39 @@ def test_a_kernel_too_small_for_the_multiple_stays_whole_by_energy(keras, digits
     assert by_name["gru"].chosen.ranks[1] % 16 == 0
     half = {one.layer: one for one in analyse(model, LowRank(ratio=0.5), context)}["gru"]
     assert half.chosen.output_error < 0.1
+
+
+def test_shapes_that_are_fixed_by_the_user_are_counted(keras):
+    layers = keras.layers
+    inner = keras.Sequential([keras.Input((None, None, 32)), layers.Conv2D(64, 3, name="deep")], name="inner")
+    image = keras.Input((None, None, 3), name="image")
+    x = inner(layers.Conv2D(32, 3, padding="same", name="conv")(image))
+    model = keras.Model(image, layers.Dense(4, name="head")(layers.GlobalAveragePooling2D()(x)))
+    unknown = {one.layer: one for one in analyse(model, LowRank(ratio=0.5), PassContext())}
+    assert unknown["conv"].macs is None
+    fixed = (InputSpec("image", (1, 20, 16, 3), "float32"),)
+    known = {one.layer: one for one in analyse(model, LowRank(flops_budget=0.5), PassContext(fixed=fixed))}
+    assert known["conv"].macs == 20 * 16 * 27 * 32
+    assert known["inner/deep"].macs == 18 * 14 * 9 * 32 * 64
+    assert known["inner/deep"].accepted
+    assert not unknown["inner/deep"].accepted  # of one pixel nothing is quicker
+
+
+def test_a_budget_that_a_lookup_misses_after_all_is_an_error(keras):
+    layers = keras.layers
+    model = keras.Sequential([
+        keras.Input((20,), dtype="int32"), layers.Embedding(1000, 32, name="words"), layers.GlobalAveragePooling1D(),
+        layers.Dense(16),
+    ])  # fmt: skip
+    with pytest.raises(UsageError, match="params_budget cannot be met"):
+        analyse(model, LowRank(params_budget=0.5, layers={"words": 4}), PassContext())
+
+
+def test_integer_kernels_have_to_be_quicker_too(keras):
+    """Depthwise convolutions, of which CP makes two, are slow in dynamic range."""
+    model = keras.Sequential([keras.Input((14, 14, 64)), keras.layers.Conv2D(64, 3, name="conv")])
+    spec = LowRank(conv="cp", rank=16)
+    (in_float,), (in_both,) = (analyse(model, spec, PassContext(quantized=each)) for each in (False, True))
+    assert in_float.accepted
+    assert not in_both.accepted
+    assert "but not quicker" in in_both.reason
