@@ -96,7 +96,8 @@ def _not_frozen(definition: Any, name: str, layers: Sequence[str], error: Except
         return ConversionError(f"the model's variables cannot be made constant: {cause_of(error)}", where=name)
     return ConversionError(
         f"the model changes its own variables while it runs (in {', '.join(changing[:5])})", where=name,
-        fix="build the layer with stateful=False, or pass its state in and out of the model",
+        fix="build the layer with stateful=False and, if it is a GRU or LSTM, without dropout (Dropout layers do no "
+        "harm), and give it the weights of this one",
     )  # fmt: skip
 
 

@@ -37,12 +37,12 @@ from edgecompress.outputs import REPORT_FILE, TrainingFolder, whole_file, whole_
 from edgecompress.passes.base import Progress
 from edgecompress.planning import plan_passes, refuse_unready, shapes_by_name
 from edgecompress.profiles import Profile, Target, find_profile, load_profile
-from edgecompress.quantizing import quantize_best, refuse_unresolved
+from edgecompress.quantizing import quantize_best, refuse_loops, refuse_unresolved
 from edgecompress.recipes import Recipe
 from edgecompress.report import CompressReport, FileSize, Report, SourceModel, Variant
 from edgecompress.report.notes import notes_on, notes_on_compression
 from edgecompress.samples import prepare_samples
-from edgecompress.scheme_choice import calibrates, refuse_scheme
+from edgecompress.scheme_choice import calibrates, refuse_scheme, wanted_schemes
 from edgecompress.schemes import QuantizationScheme
 from edgecompress.token_ids import refuse_unknown_ids
 from edgecompress.training import Trained, build_trained, run_passes
@@ -130,6 +130,7 @@ def convert(  # noqa: PLR0913 (each is one option of the command line)
         reference = beside.submit(source.predict, samples.held_out.inputs, fixed=samples.fixed)
         before = refuse_unresolved(read_artifact(float_file), source)
         if recipe.passes:
+            refuse_loops(before, source, *wanted_schemes(recipe, device))  # which no pass takes out
             reference.result()  # training is to have the cores, and TensorFlow's global settings, to itself
             trained = run_passes(source, recipe, samples, checkpoints, say, device=device, resume=resume)
             made = build_trained(trained.model, samples, scratch / "trained", device, recipe, say)

@@ -90,12 +90,7 @@ def _quantize(
     refuse_settings(recipe, scheme)
     if scheme is QuantizationScheme.FLOAT32:
         return float_artifact.path
-    if scheme.needs_calibration and any(op.name in _CONTROL_FLOW for op in float_artifact.ops):
-        layers = ", ".join(source.recurrent_layers()) or "a loop in its graph"
-        raise ConversionError(
-            f"{scheme} cannot be made of recurrent layers ({layers}): their activations inside the loop stay float",
-            where=source.path, fix="use --scheme dynamic (int8 weights) with a profile that takes it",
-        )  # fmt: skip
+    refuse_loops(float_artifact, source, scheme)
     settings, defaults = recipe.quantization, device.quantization
     job = QuantizationJob(
         scheme,
@@ -111,6 +106,26 @@ def _quantize(
         progress=lambda done, total: say("calibrate", done, total),
     )  # fmt: skip
     return destination
+
+
+def refuse_loops(artifact: Artifact, source: LoadedModel, *schemes: QuantizationScheme) -> None:
+    """Refuses a model with loops if none but fully quantized files may be made of it.
+
+    Args:
+        artifact: The model as a float file.
+        source: The model.
+        schemes: What the file may be, the best first.
+
+    Raises:
+        ConversionError: Names the recurrent layers.
+    """
+    loops = any(op.name in _CONTROL_FLOW for op in artifact.ops)
+    if loops and all(scheme.needs_calibration for scheme in schemes):
+        layers = ", ".join(source.recurrent_layers()) or "a loop in its graph"
+        raise ConversionError(
+            f"{schemes[0]} cannot be made of recurrent layers ({layers}): their activations inside the loop stay float",
+            where=source.path, fix="use --scheme dynamic (int8 weights) with a profile that takes it",
+        )  # fmt: skip
 
 
 def prove_it_runs(file: Path, scheme: QuantizationScheme) -> None:

@@ -61,6 +61,7 @@ class _Rewriter:
         """Returns the copy of a model that is a graph of layers."""
         import keras
 
+        self._avoid_clashes(model)
         if isinstance(model, keras.Sequential):
             return self._sequential(model)
         graph = functional_graph(model)
@@ -80,6 +81,17 @@ class _Rewriter:
             keras.tree.pack_sequence_as(graph._outputs_struct, outputs),  # noqa: SLF001
             name=model.name,
         )
+
+    def _avoid_clashes(self, model: Any) -> None:
+        """Gives new layers another name where a layer that stays has theirs."""
+        taken = {layer.name for layer in model.layers if id(layer) not in self._substitutes}
+        for layer in model.layers:
+            for new in self._substitutes.get(id(layer), ()):
+                base, number = new.name, 0
+                while new.name in taken:
+                    number += 1
+                    new.name = f"{base}_{number}"
+                taken.add(new.name)
 
     def _sequential(self, model: Any) -> Any:
         import keras

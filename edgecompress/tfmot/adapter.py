@@ -107,6 +107,7 @@ def _regularized(layer: Any) -> list[Any]:
 def adapter_class() -> type[Any]:  # noqa: C901 (a class in a function, so that importing this module stays quick)
     """Returns the class of the layers that `wrap_whole` makes, for `custom_objects` and `isinstance`."""
     import keras
+    import tensorflow as tf
     import tf_keras
 
     @tf_keras.saving.register_keras_serializable(package="edgecompress")
@@ -116,6 +117,7 @@ def adapter_class() -> type[Any]:  # noqa: C901 (a class in a function, so that 
             self._token = token
             # In a holder, because tf_keras would take a Keras 3 layer in an attribute for one of its own.
             self._holder = _Holder(_find(token))
+            self._shapes = _Holder({})  # of the inputs, by signature and number, as the graph has them
             self.supports_masking = True
             self._compute_output_and_mask_jointly = True
             for number, variable in enumerate(self._caller.variables):
@@ -147,6 +149,7 @@ def adapter_class() -> type[Any]:  # noqa: C901 (a class in a function, so that 
 
         def call(self, inputs: Any, signature: int = 0, training: Any = None, mask: Any = None) -> Any:
             tensors = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+            tensors = [self._shaped(tensor, (signature, number)) for number, tensor in enumerate(tensors)]
             masks = mask if isinstance(mask, (list, tuple)) else [mask]
             for tensor, its_mask in zip(tensors, masks, strict=False):
                 if its_mask is not None:
@@ -157,6 +160,12 @@ def adapter_class() -> type[Any]:  # noqa: C901 (a class in a function, so that 
                 self.add_loss(losses[: -len(_regularized(self._caller)) or None])
             flat = keras.tree.flatten(outputs)
             return flat[0] if len(flat) == 1 else flat
+
+        def _shaped(self, tensor: Any, key: tuple[int, int]) -> Any:
+            """Gives a tensor the shape that the graph knows: `fit` knows none, and some layers of Keras 3 need it."""
+            if tf.executing_eagerly():
+                return tensor
+            return tf.ensure_shape(tensor, self._shapes.value.setdefault(key, [None, *tensor.shape[1:]]))
 
         def save_own_variables(self, store: Any) -> None:
             for number, weight in enumerate(self.weights):

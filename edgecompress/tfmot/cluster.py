@@ -14,7 +14,7 @@ from edgecompress.tfmot.adapter import is_whole
 from edgecompress.tfmot.bridge import Crossed, cross
 from edgecompress.tfmot.cluster_wrapper import ClusterTarget, Held, wrapper_class
 from edgecompress.tfmot.library import import_tfmot
-from edgecompress.tfmot.training import fine_tune
+from edgecompress.tfmot.training import fine_tune, seed_draws
 from edgecompress.tfmot.translate import pair_weights
 
 
@@ -47,6 +47,7 @@ def cluster(model: Any, spec: Cluster, targets: Sequence[ClusterTarget], context
         wrappers[key] = wrapper_class()(_held(crossed, target), target, _centroids(spec, target))
         return wrappers[key]
 
+    seed_draws(model, context.seed)
     bridged = cross(model, wrap=wrap)
     for key, target in by_layer.items():
         if key not in wrappers:

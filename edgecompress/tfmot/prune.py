@@ -18,7 +18,7 @@ from edgecompress.tfmot.adapter import is_whole
 from edgecompress.tfmot.bridge import Bridged, Crossed, cross
 from edgecompress.tfmot.compiling import choose_objective
 from edgecompress.tfmot.library import import_tfmot
-from edgecompress.tfmot.training import batches, fine_tune, quiet, split_training, steps_per_epoch
+from edgecompress.tfmot.training import batches, fine_tune, quiet, seed_draws, split_training, steps_per_epoch
 from edgecompress.tfmot.translate import pair_weights
 from edgecompress.tfmot.wrapping import call_inside
 
@@ -80,6 +80,7 @@ def prune(
         wrappers.append(wrapper)
         return wrapper
 
+    seed_draws(model, context.seed)
     bridged = cross(model, wrap=wrap)
     trained: Trained | None = None
     notes: tuple[str, ...] = ()

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from edgecompress.data import Array
 from edgecompress.labels import Task
 from edgecompress.passes.base import PassContext, Trained
 from edgecompress.tfmot.bridge import cross
 from edgecompress.tfmot.compiling import KeptAnswers, Objective, answers_of, choose_objective, keep, keep_answers
-from edgecompress.tfmot.training import train
+from edgecompress.tfmot.training import seed_draws, train
 
 _TEMPERATURE = 2.0
 _LEAST_PROBABILITY = 1e-7  # a sigmoid in float32 is 1 from logits of 17 on, which is about this far from 1
@@ -42,7 +40,7 @@ def retrain(model: Any, teacher: Any, context: PassContext, *, step: str, epochs
         ConversionError: tf_keras cannot take the model over.
         UsageError: The checkpoint to resume from is of another run.
     """
-    _seed_draws(model, context.seed)
+    seed_draws(model, context.seed)
     bridged = cross(model)
     trained_model, data = bridged.model, context.data
     objective = choose_objective(trained_model, context, bridged.source)
@@ -55,14 +53,6 @@ def retrain(model: Any, teacher: Any, context: PassContext, *, step: str, epochs
     trained = train(trained_model, objective, context, step=step, epochs=epochs, judge_from=0)
     bridged.write_back()
     return trained
-
-
-def _seed_draws(model: Any, seed: int) -> None:
-    """Sets what Keras 3 layers draw dropout by: they are called by tf_keras, whose own seed they do not follow."""
-    random = np.random.default_rng(seed)
-    for layer in model._flatten_layers():  # noqa: SLF001
-        for generator in layer._seed_generators:  # noqa: SLF001
-            generator.state.assign([random.integers(2**31), 0])
 
 
 def _repeat_output(model: Any, output: int) -> Any:

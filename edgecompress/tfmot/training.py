@@ -103,6 +103,14 @@ def train(
     )
 
 
+def seed_draws(model: Any, seed: int) -> None:
+    """Sets what Keras 3 layers draw dropout by: where tf_keras calls them whole, they do not follow its seed."""
+    random = np.random.default_rng(seed)
+    for layer in model._flatten_layers():  # noqa: SLF001
+        for generator in layer._seed_generators:  # noqa: SLF001
+            generator.state.assign([random.integers(2**31), 0])
+
+
 def split_training(context: PassContext) -> tuple[Array, Array]:
     """Returns the indices of the samples that are trained on and of those that epochs are judged by.
 

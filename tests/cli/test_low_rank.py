@@ -49,7 +49,7 @@ def test_a_file_with_factors_its_report_and_what_is_printed(edgecompress, digits
         "low_rank looked at the activations of 50 samples",
     ):
         assert part in text
-    assert text.endswith("-o small.keras") or "--low-rank ratio=0.5 --calibration-samples 50" in text
+    assert "--output small.keras --low-rank ratio=0.5 --calibration-samples 50" in text
     done = edgecompress("compress", digits_cnn.model, *words, "--json")
     report = json.loads(done.out)
     (low_rank,) = report["passes"]
@@ -177,3 +177,10 @@ def test_many_samples_are_left_to_verify(edgecompress, digits_cnn) -> None:
     words = ["--low-rank", "0.5", "--data", digits_cnn.data, "-o", "small.keras", "--json"]
     used = json.loads(edgecompress("compress", digits_cnn.model, *words).out)["data"]
     assert (used["calibration"], used["held_out"]) == (200, total - 200)
+
+
+def test_what_no_file_can_be_made_of_is_refused_before_the_training(refused, digits_gru, monkeypatch) -> None:
+    monkeypatch.setattr("edgecompress.pipeline.run_passes", lambda *_args, **_options: pytest.fail("it trained"))
+    train = digits_gru.model.with_name("digits_gru-train.npz")
+    line = refused("convert", digits_gru.model, "--low-rank", "0.5", "--train", train, "--profile", "cortex-m4")
+    assert "cannot be made of recurrent layers (gru)" in line

@@ -184,3 +184,13 @@ def test_a_layer_that_is_not_called_or_cannot_be_made_again_is_refused() -> None
         rewrite(keras.Model(x, NoConfig(keras.ops.relu)(x), name="mine"), {})
     with pytest.raises(InternalError, match="mine: 1 layers to be replaced are not called"):
         rewrite(keras.Model(x, layers.ReLU()(x), name="mine"), {0: ()})
+
+
+def test_new_layers_do_not_take_the_names_of_others(keras):
+    layers = keras.layers
+    model = keras.Sequential([
+        keras.Input((4,)), layers.Dense(3, name="in"), layers.Dense(5, name="out"), layers.Dense(6, name="in_1")
+    ])  # fmt: skip
+    chain = [layers.Dense(2, name="in"), layers.Dense(5, name="out")]
+    copy = rewrite(model, {id(model.get_layer("out")): chain})
+    assert [layer.name for layer in copy.layers] == ["in", "in_2", "out", "in_1"]

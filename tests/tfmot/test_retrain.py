@@ -11,7 +11,7 @@ from edgecompress.techniques import Training
 keras = pytest.importorskip("keras")
 pytest.importorskip("tf_keras")
 
-from edgecompress.layers import LowRankGRU  # noqa: E402
+from edgecompress.layers import LowRankDense, LowRankGRU  # noqa: E402
 from edgecompress.tfmot.retrain import divergence, retrain  # noqa: E402
 
 
@@ -220,3 +220,17 @@ def test_outputs_without_labels_are_to_answer_as_the_teacher_does(few):
     assert np.square(np.asarray(model(x)[0]) - wanted).mean() < 0.5 * before
     assert {"place_loss", "digit_loss", "digit_accuracy", "distillation_loss"} < set(trained.epochs[0].figures)
     assert "output 'place' has no labels: it was trained to answer as before" in trained.notes
+
+
+def test_layers_that_need_to_know_how_many_steps_there_are(few):
+    """`fit` does not say; Keras 3's TimeDistributed, which is called whole around a layer of ours, asks."""
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    model = keras.Sequential([
+        keras.Input((8, 8), name="rows"), layers.TimeDistributed(LowRankDense(16, 4), name="each"), layers.Flatten(),
+        layers.Dense(10, "softmax", name="digit"),
+    ])  # fmt: skip
+    before = weights_of(model)
+    trained = retrain(model, keras.models.clone_model(model), context(few), step="low_rank", epochs=1)
+    assert trained.samples == 270
+    assert weights_of(model) != before

@@ -282,6 +282,9 @@ class TimeDistributedKind(Kind):
         chain = self._inner.build(method, ranks)
         inner_name = self._inner.layer.name
         names = [self.layer.name + each.name.removeprefix(inner_name) for each in chain]
+        if isinstance(self._inner, DenseKind):  # it takes sequences as they are
+            chain[0].name = names[0]
+            return chain
         return [
             keras.layers.TimeDistributed(each, name=name, dtype=self.layer.dtype_policy)
             for each, name in zip(chain, names, strict=True)

@@ -238,3 +238,29 @@ def test_the_notes_of_the_training_are_told_once(wide, samples):
     context = PassContext(data=samples, training=Training(epochs=1, learning_rate=1e-12))
     _, result = apply_low_rank(wide, LowRank(ratio=0.5), context)
     assert not set(result.notes) & set(result.trained.notes)
+
+
+def test_once_more_on_what_has_factors_already(wide, context):
+    model, (_, again) = apply_passes(wide, (LowRank(ratio=0.8), LowRank(ratio=0.5)), context)
+    assert len({layer.name for layer in model.layers}) == len(model.layers)
+    assert any(one.accepted for one in again.ranks)
+
+
+def test_layers_of_each_step_are_trained_again(keras, samples):
+    """In training, `fit` does not say how many steps there are, which Keras's TimeDistributed has to know."""
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    model = keras.Sequential([
+        keras.Input((8, 8, 1), name="image"), layers.Reshape((4, 4, 4, 1)),
+        layers.TimeDistributed(layers.Conv2D(64, 3, padding="same"), name="conv"),
+        layers.TimeDistributed(layers.Conv2D(64, 3, padding="same"), name="conv_2"), layers.Reshape((4, 1024)),
+        layers.TimeDistributed(layers.Dense(256, activation="relu", name="inner"), name="each"), layers.GRU(16),
+        layers.Dense(10),
+    ])  # fmt: skip
+    data = PassContext(data=samples, training=Training(epochs=1))
+    small, result = apply_low_rank(model, LowRank(ratio=0.3), data)
+    accepted = {one.layer for one in result.ranks if one.accepted}
+    assert {"conv_2", "each"} <= accepted
+    assert result.trained.samples == 540
+    assert type(small.get_layer("each")).__name__ == "LowRankDense"
+    assert type(small.get_layer("conv_2")).__name__ == "TimeDistributed"
