@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from litert_quantizer.calibrator import CalibrationMode, Calibrator
 from litert_quantizer.recipe_manager import RecipeManager
 from litert_quantizer.utils import qsv_utils
 
+from edgecompress.flatbuffer import read_model
+from edgecompress.graphs import decode_graphs
 from edgecompress.isolate import Progress, serve_one_job
 from edgecompress.schemes import Algorithm, Granularity, IoType, QuantizationScheme
 
@@ -25,6 +29,8 @@ _ALGORITHMS = {
     Algorithm.OCTAV: _Name.OCTAV,
     Algorithm.GPTQ: _Name.GPTQ,
 }
+_WEIGHTS_ONLY = (QuantizationScheme.DYNAMIC, QuantizationScheme.INT4_WEIGHTS)
+_LEAST_TABLE = 1024  # values: below, the operator that turns its answers into float would cost more than is saved
 _WEIGHTED = (_Op.FULLY_CONNECTED, _Op.CONV_2D, _Op.DEPTHWISE_CONV_2D, _Op.CONV_2D_TRANSPOSE)
 
 
@@ -33,9 +39,11 @@ def quantize_file(job: dict[str, Any], progress: Progress) -> dict[str, Any]:
     content = Path(job["source"]).read_bytes()
     try:
         recipe = _recipe(job)
+        scheme = QuantizationScheme(job["scheme"])
+        of_tables = _add_tables(recipe, content) if scheme in _WEIGHTS_ONLY else {}
         tool = quantizer.Quantizer(content, recipe.get_quantization_recipe())
-        statistics = _calibrate(content, recipe, job, progress) if job["calibration"] else None
-        result = tool.quantize(statistics, enable_progress_bar=False, enable_progress_report=False)
+        statistics = {**of_tables, **(_calibrate(content, recipe, job, progress) if job["calibration"] else {})}
+        result = tool.quantize(statistics or None, enable_progress_bar=False, enable_progress_report=False)
     except Exception as error:  # noqa: BLE001 (the library raises many kinds for what it cannot quantize)
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
     Path(job["destination"]).write_bytes(bytes(result.quantized_model))
@@ -76,6 +84,37 @@ def _add(recipe: RecipeManager, scheme: QuantizationScheme, op: Any, algorithm: 
     else:
         bits = 4 if scheme is QuantizationScheme.INT4_WEIGHTS else 8
         recipe.add_dynamic_config(_ALL, op, bits, granularity, algorithm)
+
+
+def _add_tables(recipe: RecipeManager, content: bytes) -> dict[str, Any]:
+    """Has the tables of lookups stored in 8 bits, which the library does with full integer quantization only.
+
+    What a lookup gives has the range of its table, so that nothing has to be calibrated.
+
+    Returns:
+        The ranges, by the names of the tensors.
+    """
+    graphs = decode_graphs(read_model(content))
+    used = Counter(
+        graph.tensors[index].buffer for graph in graphs for operator in graph.operators
+        for index in operator.inputs if index >= 0
+    )  # fmt: skip
+    ranges: dict[str, Any] = {}
+    for graph in graphs:
+        for operator in graph.operators:
+            table = graph.tensors[operator.inputs[0]] if operator.name == "GATHER" else None
+            if table is None or table.data is None or table.dtype != "float32" or used[table.buffer] > 1:
+                continue
+            if table.known_size < _LEAST_TABLE:
+                continue
+            values, result = np.frombuffer(table.data, np.float32), graph.tensors[operator.outputs[0]]
+            ends = {"min": values.min().reshape(1, 1), "max": values.max().reshape(1, 1)}
+            ranges |= {table.name: ends, result.name: ends}
+            granularity = qtyping.QuantGranularity.TENSORWISE
+            recipe.add_static_config(
+                f"^{re.escape(result.name)};", _Op.GATHER, 8, 8, granularity, _Name.MIN_MAX_UNIFORM_QUANT
+            )
+    return ranges
 
 
 def _set_border(recipe: RecipeManager, op: Any, kind: IoType) -> None:
