@@ -166,18 +166,23 @@ def shares(ranks: tuple[LayerRank, ...]) -> tuple[float, float]:
 
 
 def layer_errors(task: Task, model: keras.Model) -> Iterator[dict[str, object]]:
-    """Yields the relative output error of each layer at some ranks, on test samples."""
+    """Yields the relative error of each layer's outputs at some ranks, before the activation, on test samples."""
     graph = as_functional(model)
     data = Dataset({graph.inputs[0].name: task.samples[0]})
     plain, aware = ({site.name: site.kind for site in find_sites(graph) if site.kind} for _ in range(2))
     observe(graph, {id(kind.layer): kind for kind in aware.values()}, data, 0)
+    fed = {
+        name: keras.Model(graph.inputs, kind.layer.input).predict(task.test[0][:HELD_OUT], verbose=0)
+        for name, kind in plain.items()
+    }
     for name, kind in plain.items():
-        fed = keras.Model(graph.inputs, kind.layer.input).predict(task.test[0][:HELD_OUT], verbose=0)
+        if isinstance(kind.layer, (keras.layers.Dense, keras.layers.Conv2D)):
+            kind.layer.activation = keras.activations.linear  # factors stand for the product before it
         for method in (each for each in kind.methods if each != "cp"):  # cp has no plain SVD
             for rank in RANKS:
                 ranks = tuple(min(rank, full) for full in kind.full_ranks(method))
                 if kind.factor_params(method, ranks) < kind.params:
-                    errors = [output_error(each, method, ranks, fed) for each in (kind, aware[name])]
+                    errors = [output_error(each, method, ranks, fed[name]) for each in (kind, aware[name])]
                     yield {"layer": name, "method": method, "ranks": ranks, "plain": errors[0], "aware": errors[1]}
 
 
