@@ -94,7 +94,7 @@ class Trained(_Value):
     samples: int
     validation_samples: int
     epochs: tuple[EpochLog, ...]
-    kept_epoch: int = Field(description="The epoch whose weights were kept, from 1.")
+    kept_epoch: int = Field(description="The epoch whose weights were kept, from 1; 0: those from before.")
     stopped: str | None = Field(None, description="Why it ended before the last epoch.")
     optimizer: str
     loss: str

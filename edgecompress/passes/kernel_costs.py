@@ -9,8 +9,8 @@ longer than multiplying it does where it is short: of what would be quicker in f
 
 The constants were fitted to pairs of a layer and its factors that `benchmarks/low_rank_latency.py` measured (LiteRT
 2.3, XNNPACK, one thread, AMD EPYC with AVX-512: 357 pairs in float32, in `benchmarks/results/low_rank_latency.json`,
-and 370 in dynamic range), so that none is let pass that was slower. Nothing that passes by both was slower in int8
-(110 of 246 pairs pass). They are estimates for that machine only; what they are used for, the ratio of two, was not
+and 357 in dynamic range), so that none is let pass that was slower. Nothing that passes by both was slower in int8
+(103 of 246 pairs pass). They are estimates for that machine only; what they are used for, the ratio of two, was not
 measured on others.
 """
 
@@ -51,7 +51,7 @@ class _Costs:
 
 
 _FLOAT = _Costs(0.25, 0.09, 0.85, 0.0, dense=110_000, lone=35_000, conv=140_000, depthwise=18_000)
-_DYNAMIC = _Costs(0.2, 0.15, 0.6, 0.018, dense=450_000, lone=110_000, conv=450_000, depthwise=800)
+_DYNAMIC = _Costs(0.2, 0.15, 0.6, 0.024, dense=450_000, lone=110_000, conv=450_000, depthwise=800)
 
 
 @dataclass(frozen=True)

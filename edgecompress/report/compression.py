@@ -135,7 +135,7 @@ def _trained_line(trained: Trained) -> str:
     parts = [f"{epochs} on {samples}, {trained.validation_samples:,} to validate"]
     if trained.epochs:
         parts.append(", ".join(_courses(trained.epochs)))
-    parts.append(f"kept epoch {trained.kept_epoch}")
+    parts.append(f"kept epoch {trained.kept_epoch}" if trained.kept_epoch else "kept the weights from before")
     if trained.resumed_at is not None:
         parts.append(f"resumed at epoch {trained.resumed_at}")
     if trained.stopped is not None:

@@ -58,9 +58,12 @@ def observe(model: Any, kinds: Mapping[int, Kind], data: Dataset, seed: int) -> 
 def call_on_zeros(graph: Any, fixed: Sequence[InputSpec], layers: Sequence[Any], see: See) -> None:
     """Calls a model once with inputs of these shapes, of which only the shapes matter, and shows calls of layers."""
     loaded = load_model(graph)
-    shapes = ((spec.shape[0] or 1, *known.sample_shape) for spec, known in zip(loaded.inputs, fixed, strict=True))
+    zeros = [
+        np.zeros([size or 1 for size in (spec.shape[0], *known.sample_shape)], spec.dtype)
+        for spec, known in zip(loaded.inputs, fixed, strict=True)
+    ]
     with watched(layers, see), _states_kept(graph):
-        loaded.call(*(np.zeros(shape, spec.dtype) for shape, spec in zip(shapes, loaded.inputs, strict=True)))
+        loaded.call(*zeros)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgecompress.errors import ModelError, UsageError
@@ -50,11 +50,7 @@ def analyse(model: Any, spec: LowRank, context: PassContext) -> tuple[LayerRank,
         UsageError: A rank is larger than a matrix that it was given for, or a budget cannot be met.
     """
     graph = as_functional(model)
-    found = _decide(graph, spec, context)
-    return tuple(
-        _describe(site, candidate, chosen, _points(candidate) if candidate is not None else ())
-        for site, candidate, chosen in found
-    )
+    return tuple(_describe(one, with_points=True) for one in _decide(graph, spec, context))
 
 
 def apply_low_rank(model: Any, spec: LowRank, context: PassContext) -> tuple[Any, PassResult]:
@@ -68,11 +64,11 @@ def apply_low_rank(model: Any, spec: LowRank, context: PassContext) -> tuple[Any
     graph = as_functional(model)
     context.say("low_rank: decompose", 0, 1)
     found = _decide(graph, spec, context)
-    ranks = tuple(_describe(site, candidate, chosen, ()) for site, candidate, chosen in found)
+    ranks = tuple(map(_describe, found))
     chains = {
-        id(candidate.site.found.layer): candidate.kind.build(chosen.point.method, chosen.point.ranks)
-        for _, candidate, chosen in found
-        if candidate is not None and chosen is not None and chosen.point is not None and chosen.objection is None
+        id(one.site.found.layer): one.candidate.kind.build(point.method, point.ranks)
+        for one in found
+        if one.candidate is not None and one.chosen is not None and (point := one.chosen.taken) is not None
     }
     copy = rewrite(graph, chains)
     trained, notes = None, (() if context.data is not None or not chains else (_NOT_TRAINED,))
@@ -87,16 +83,23 @@ def apply_low_rank(model: Any, spec: LowRank, context: PassContext) -> tuple[Any
     return copy, PassResult(kind=spec.kind, plan=plan, ranks=ranks, trained=trained, notes=notes)
 
 
-_Found = tuple[Site, Candidate | None, Chosen | None]
+@dataclass(frozen=True)
+class _Decided:
+    """A layer: what the plan says of it, and, if it may be written in factors, a candidate and what was chosen."""
+
+    site: Site
+    plan: LayerPlan
+    candidate: Candidate | None
+    chosen: Chosen | None
 
 
-def _decide(graph: Any, spec: LowRank, context: PassContext) -> list[_Found]:
-    """Returns every site; with a candidate if it can be written in factors, and what was chosen for it."""
+def _decide(graph: Any, spec: LowRank, context: PassContext) -> list[_Decided]:
     refuse_unmatched(graph, spec.layers, "low_rank.layers")
     calls = find_calls(graph, context.fixed)
     sites = find_sites(graph, calls)
     candidates: dict[str, Candidate] = {}
-    for site, plan in zip(sites, _plan_sites(sites, spec), strict=True):
+    plans = _plan_sites(sites, spec)
+    for site, plan in zip(sites, plans, strict=True):
         if plan.refused:
             kind = UsageError if site.is_finite else ModelError
             raise kind(f"low_rank: {plan.detail}", where=f"layer {site.name!r}", fix=plan.fix)
@@ -108,7 +111,10 @@ def _decide(graph: Any, spec: LowRank, context: PassContext) -> list[_Found]:
         kinds = {id(each.kind.layer): each.kind for each in candidates.values()}
         observe(graph, kinds, data, context.seed)
     chosen = choose(tuple(candidates.values()), spec, params=graph.count_params(), macs=_model_macs(calls))
-    return [(site, candidates.get(site.name), chosen.get(site.name)) for site in sites]
+    return [
+        _Decided(site, plan, candidates.get(site.name), chosen.get(site.name))
+        for site, plan in zip(sites, plans, strict=True)
+    ]
 
 
 def _model_macs(calls: Sequence[Call]) -> int | None:
@@ -177,30 +183,28 @@ def _points(candidate: Candidate) -> tuple[RankPoint, ...]:
     return tuple(sorted(found, key=lambda point: (candidate.methods.index(point.method), point.params)))
 
 
-def _describe(
-    site: Site, candidate: Candidate | None, chosen: Chosen | None, points: tuple[RankPoint, ...]
-) -> LayerRank:
-    kind = site.kind
-    facts: dict[str, Any] = {"chosen": None, "accepted": False, "reason": site.reason, "macs": None, "full_ranks": ()}
-    if kind is not None:
-        facts["full_ranks"] = kind.full_ranks(kind.methods[0])
-        facts["reason"] = "left as it is: rank 0"
+def _describe(one: _Decided, *, with_points: bool = False) -> LayerRank:
+    kind, candidate, chosen = one.site.kind, one.candidate, one.chosen
+    facts: dict[str, Any] = {
+        "chosen": None, "accepted": False, "reason": one.plan.detail, "macs": None, "points": (),
+        "full_ranks": () if kind is None else kind.full_ranks(kind.methods[0]),
+    }  # fmt: skip
     if candidate is not None and chosen is not None:
         point = chosen.point
         method = candidate.methods[0] if point is None else point.method
-        facts |= {
+        facts = {
             "macs": candidate.macs if candidate.is_known else None,
             "full_ranks": candidate.kind.full_ranks(method),
+            "points": _points(candidate) if with_points else (),
             "chosen": point,
-            "accepted": point is not None and chosen.objection is None,
+            "accepted": chosen.taken is not None,
             "reason": _in_words(candidate, point) if chosen.objection is None else _left(point, chosen.objection),
         }
     return LayerRank(
-        layer=site.name,
-        kind=site.found.kind,
-        shapes=tuple(kernel.shape for kernel in site.found.kernels),
-        params=sum(math.prod(weight.shape) for weight in site.found.layer.weights),
-        points=points,
+        layer=one.site.name,
+        kind=one.site.found.kind,
+        shapes=tuple(kernel.shape for kernel in one.site.found.kernels),
+        params=sum(math.prod(weight.shape) for weight in one.site.found.layer.weights),
         **facts,
     )
 

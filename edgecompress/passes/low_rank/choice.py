@@ -165,6 +165,11 @@ class Chosen:
     point: RankPoint | None
     objection: str | None
 
+    @property
+    def taken(self) -> RankPoint | None:
+        """What the layer is replaced by."""
+        return self.point if self.objection is None else None
+
 
 def choose(candidates: Sequence[Candidate], spec: LowRank, *, params: int, macs: int | None) -> dict[str, Chosen]:
     """Chooses a rank for each layer, or to leave it alone.
@@ -229,9 +234,8 @@ class _Budget:
         """What the model takes with what was chosen; layers that nothing was chosen for yet stay as they are."""
         named = ((each, chosen.get(each.site.name)) for each in candidates)
         return self.whole - sum(
-            self.cost(each, None) - self.cost(each, one.point)
-            for each, one in named if one is not None and one.objection is None
-        )  # fmt: skip
+            self.cost(each, None) - self.cost(each, one.taken) for each, one in named if one is not None
+        )
 
     def missed(self, left: int) -> UsageError:
         unit = 1 if self.way == "params_budget" else 2  # a multiply-accumulate is two floating-point operations
@@ -326,12 +330,8 @@ def _good_points(candidate: Candidate) -> Iterator[RankPoint]:
 
 def _macs_saved(candidates: Sequence[Candidate], chosen: Mapping[str, Chosen]) -> int:
     """Returns how many multiply-accumulates the layers that were chosen save; those of factors of lookups cost some."""
-    return sum(
-        each.macs - each.macs_of(one.point)
-        for each in candidates
-        for one in (chosen[each.site.name],)
-        if one.objection is None and one.point is not None
-    )
+    taken = ((each, chosen[each.site.name].taken) for each in candidates)
+    return sum(each.macs - each.macs_of(point) for each, point in taken if point is not None)
 
 
 def _without_slow_lookups(candidates: Sequence[Candidate], chosen: dict[str, Chosen]) -> dict[str, Chosen]:

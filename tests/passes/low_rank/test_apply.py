@@ -128,6 +128,14 @@ def test_a_rank_that_is_given_is_taken_as_it_is(wide, context):
     assert "rank 13 is not below the full rank, 10" in ranks["digit"].reason
 
 
+def test_a_kernel_of_rank_1_is_left_alone_and_said_so(keras):
+    model = keras.Sequential([keras.Input((8, 8, 4)), keras.layers.Conv2D(1, 3, name="mask")])
+    (by_channel,) = analyse(model, LowRank(ratio=0.5, conv="channel"), PassContext())
+    assert by_channel.reason == "its matrix has rank 1 already"
+    (by_rows,) = analyse(model, LowRank(ratio=0.5, conv="spatial"), PassContext())
+    assert by_rows.chosen.method == "spatial"
+
+
 def test_layers_have_settings_of_their_own(wide, context):
     spec = LowRank(energy=0.9, layers={"hidden": 20, "conv": 0.5})
     ranks = {one.layer: one for one in analyse(wide, spec, context)}
