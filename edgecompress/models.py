@@ -102,15 +102,18 @@ class LoadedModel:
             Arrays of shape (samples, …), by output name.
         """
         samples = len(next(iter(inputs.values())))
-        any_batch = all(spec.shape[0] is None for spec in self.inputs)
+        own_batch = next((spec.shape[0] for spec in self.inputs if spec.shape[0] is not None), None)
         values = sum(math.prod(array.shape[1:]) for array in inputs.values())
-        batch = min(_PREDICT_BATCH, max(1, _PREDICT_VALUES // max(1, values))) if any_batch else 1
-        function = self._trace(fixed, batch=None if any_batch else 1)
+        batch = own_batch or min(_PREDICT_BATCH, max(1, _PREDICT_VALUES // max(1, values)))
+        function = self._trace(fixed, batch=own_batch)
         parts: list[list[Array]] = []
         for start in range(0, samples, batch):
-            chunk = [inputs[spec.name][start : start + batch] for spec in fixed]
+            rows = np.arange(start, min(start + batch, samples))
+            if own_batch:  # a model that takes whole batches only gets some of the last samples twice
+                rows = np.resize(rows, own_batch)
+            chunk = [inputs[spec.name][rows] for spec in fixed]
             parts.append([_without_16_bits(np.asarray(tensor)) for tensor in function(*chunk)])
-        return {name: np.concatenate([p[i] for p in parts]) for i, name in enumerate(self.outputs)}
+        return {name: np.concatenate([p[i] for p in parts])[:samples] for i, name in enumerate(self.outputs)}
 
     def _trace(self, fixed: Sequence[InputSpec], *, batch: int | None) -> Callable[..., list[Any]]:
         """Traces the model once, for every batch size: the last batch is a smaller one."""

@@ -10,7 +10,8 @@ from edgecompress.artifacts import read_artifact
 from edgecompress.calibration import audit_calibration
 from edgecompress.converters.ptq import io_type
 from edgecompress.converters.tflite import FloatConverter, freeze_graph
-from edgecompress.models import LoadedModel
+from edgecompress.errors import UsageError
+from edgecompress.models import LoadedModel, flatten_layers
 from edgecompress.outputs import TrainingFolder
 from edgecompress.passes import apply_passes
 from edgecompress.passes.base import PassContext, PassResult, Progress
@@ -58,6 +59,8 @@ def run_passes(
     Returns:
         A model whose inputs and outputs have the names of the source's.
     """
+    if samples.training is not None:
+        _refuse_stateful(source)
     notes = [*_on_the_range(source, samples), *_on_activations(recipe, samples)]
     kernels = _kernels_of(device)
     context = PassContext(
@@ -122,6 +125,16 @@ def _identity(source: LoadedModel, recipe: Recipe, samples: Samples, device: Pro
         "kernels": _kernels_of(device).model_dump() | {"quantized": _may_quantize(recipe, device)},
         "scheme": None if recipe.qat is None or device is None else str(trained_scheme(recipe, device)),
     }
+
+
+def _refuse_stateful(source: LoadedModel) -> None:
+    stateful = [layer.name for layer in flatten_layers(source.model) if getattr(layer, "stateful", False)]
+    if stateful:
+        raise UsageError(
+            "layers that remember earlier samples cannot be trained: samples come in any order", where=source.name,
+            received=f"stateful=True in {', '.join(stateful)}",
+            fix="leave --train out, or build the model with stateful=False and give it the weights",
+        )  # fmt: skip
 
 
 def _kernels_of(device: Profile | None) -> Kernels:

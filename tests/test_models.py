@@ -204,6 +204,17 @@ def test_a_fixed_batch_takes_any_number_of_samples() -> None:
     check_answers(loaded, {"x": A}, {loaded.outputs[0]: A * 2})
 
 
+def test_a_stateful_layer_gets_batches_of_its_own_size() -> None:
+    x = keras.Input(batch_shape=(2, 4, 3), name="x")
+    model = keras.Model(x, layers.LSTM(2, stateful=True, name="memory")(x))
+    many = RNG.normal(size=(5, 4, 3)).astype(np.float32)
+    loaded = load_model(model)
+    received = loaded.predict({"x": many}, fixed=loaded.inputs)["memory"]
+    model.get_layer("memory").reset_states()
+    expected = [np.asarray(model(many[rows])) for rows in ([0, 1], [2, 3], [4, 4])]
+    np.testing.assert_allclose(received, np.concatenate(expected)[:5], atol=1e-6)
+
+
 def test_more_samples_than_one_batch() -> None:
     many = RNG.normal(size=(70, 3)).astype(np.float32)
     model = sequential(layers.Dense(2, name="y"))

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from edgecompress.decomposition.matrices import spectrum
-from edgecompress.layers.factors import check_fits, check_rank, factor_initializers
+from edgecompress.layers.factors import check_fits, check_rank, check_source, factor_initializers, wrong_value
 
 
 @keras.saving.register_keras_serializable(package="edgecompress")
@@ -106,7 +106,8 @@ class LowRankDense(keras.layers.Layer):  # type: ignore[misc]
         """Returns a built layer that does nearly what a built `keras.layers.Dense` does, by truncated SVD.
 
         Raises:
-            ValueError: See the class.
+            ValueError: See the class; or it is no built Dense layer, or has a constraint.
+            ModelError: Its kernel holds NaN or infinite values.
         """
         layer = cls._like(dense, rank=rank)
         u, v = spectrum(np.asarray(dense.kernel)).factors(rank)
@@ -117,6 +118,12 @@ class LowRankDense(keras.layers.Layer):  # type: ignore[misc]
     @classmethod
     def _like(cls, dense: Any, **options: Any) -> Self:
         """Returns a built layer with the options and the bias of a `keras.layers.Dense`."""
+        check_source(dense, keras.layers.Dense)
+        for constraint in ("kernel_constraint", "bias_constraint"):
+            if getattr(dense, constraint) is not None:
+                raise wrong_value(
+                    "factors would not keep the layer's constraint", where=dense.name, expected=f"no {constraint}"
+                )
         own = keras.layers.Layer.get_config(dense)
         alike = (
             "units", "use_bias", "kernel_initializer", "bias_initializer", "kernel_regularizer", "bias_regularizer",

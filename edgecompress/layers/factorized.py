@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
+from edgecompress.decomposition.matrices import check_weights
 from edgecompress.layers.dense import LowRankDense
 from edgecompress.layers.factors import wrong_value
 
@@ -110,10 +111,12 @@ class FactorizedDense(LowRankDense):
         round (GoDec: Zhou and Tao 2011, ICML).
 
         Raises:
-            ValueError: See the class.
+            ValueError: See the class; or it is no built Dense layer, or has a constraint.
+            ModelError: Its kernel holds NaN or infinite values.
         """
         layer = cls._like(dense, rank=rank, density=density)
         kernel = np.asarray(dense.kernel, np.float64)
+        check_weights(kernel)
         count = 0 if layer.residual_values is None else layer.residual_values.shape[0]
         rest = np.zeros_like(kernel)
         for _ in range(_ROUNDS if count else 1):

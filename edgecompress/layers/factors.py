@@ -41,6 +41,22 @@ def check_fits(rank: int, rows: int, columns: int, *, where: str, name: str = "r
         )  # fmt: skip
 
 
+def check_source(layer: Any, kind: type[Any]) -> None:
+    """Refuses what a layer cannot be made of.
+
+    Raises:
+        ValueError: It is no built layer of this kind.
+    """
+    if not isinstance(layer, kind):
+        raise wrong_value(
+            "not the layer to make this one of", expected=f"keras.layers.{kind.__name__}", received=type(layer).__name__
+        )
+    if not layer.built:
+        raise wrong_value(
+            "the layer has no weights yet", where=layer.name, fix="build it first, or call the model that it is in"
+        )
+
+
 def factor_initializers(initializer: Any, rows: int, columns: int, rank: int, parts: int = 1) -> tuple[Any, Any]:
     """Returns the initializers of U (rows, rank) and V (rank, columns).
 

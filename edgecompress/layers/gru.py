@@ -73,3 +73,4 @@ class LowRankGRU(LowRankRNN):
     """
 
     cell_class: ClassVar[type[Any]] = LowRankGRUCell
+    keras_class: ClassVar[type[Any]] = keras.layers.GRU

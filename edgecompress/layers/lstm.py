@@ -68,3 +68,4 @@ class LowRankLSTM(LowRankRNN):
     """
 
     cell_class: ClassVar[type[Any]] = LowRankLSTMCell
+    keras_class: ClassVar[type[Any]] = keras.layers.LSTM

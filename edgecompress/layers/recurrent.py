@@ -10,7 +10,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 from edgecompress.decomposition.matrices import spectrum
-from edgecompress.layers.factors import check_fits, check_rank, factor_initializers, wrong_value
+from edgecompress.layers.factors import check_fits, check_rank, check_source, factor_initializers, wrong_value
 
 _GATES = ("joint", "separate")
 # Options of the loop over the steps; all others are of the cell.
@@ -184,6 +184,7 @@ class LowRankRNN(keras.layers.RNN):  # type: ignore[misc]
     """
 
     cell_class: ClassVar[type[Any]]
+    keras_class: ClassVar[type[Any]]
 
     def __init__(
         self,
@@ -264,8 +265,10 @@ class LowRankRNN(keras.layers.RNN):  # type: ignore[misc]
             gates: See the class.
 
         Raises:
-            ValueError: See the class.
+            ValueError: See the class; or it is another kind of layer, or not built.
+            ModelError: A kernel holds NaN or infinite values.
         """
+        check_source(layer, cls.keras_class)
         ranks = {"input_rank": input_rank, "recurrent_rank": recurrent_rank}
         new = cls.from_config({**layer.get_config(), **ranks, "gates": gates})
         batch = layer.states[0].shape[0] if layer.stateful else None

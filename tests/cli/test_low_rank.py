@@ -184,3 +184,25 @@ def test_what_no_file_can_be_made_of_is_refused_before_the_training(refused, dig
     train = digits_gru.model.with_name("digits_gru-train.npz")
     line = refused("convert", digits_gru.model, "--low-rank", "0.5", "--train", train, "--profile", "cortex-m4")
     assert "cannot be made of recurrent layers (gru)" in line
+
+
+@pytest.fixture
+def stateful(digits, tmp_path):
+    keras, layers = digits.keras, digits.keras.layers
+    keras.utils.set_random_seed(0)
+    x = keras.Input(batch_shape=(4, 7, 32), name="x")
+    model = keras.Model(x, layers.Dense(3)(layers.LSTM(96, stateful=True, name="memory")(x)))
+    model.save(tmp_path / "stateful.keras")
+    random = np.random.default_rng(0)
+    np.savez(tmp_path / "s.npz", x=random.normal(size=(42, 7, 32)).astype("float32"), y=random.integers(0, 3, 42))
+    return Wide(tmp_path / "stateful.keras", tmp_path / "s.npz")
+
+
+def test_layers_that_remember_samples_are_decomposed_but_not_trained(edgecompress, refused, stateful) -> None:
+    done = edgecompress("compress", stateful.model, "--low-rank", "0.5", "--data", stateful.data, "-o", "small.keras")
+    assert done.code == 0, done.err
+    assert "memory LSTM" in " ".join(done.out.split())
+    words = ["--low-rank", "0.5", "--train", stateful.data, "-o", "other.keras"]
+    error = refused("compress", stateful.model, *words)
+    for part in ("cannot be trained", "stateful=True in memory", "leave --train out"):
+        assert part in error

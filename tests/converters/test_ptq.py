@@ -226,10 +226,18 @@ def test_a_missing_package_is_named(make_in_child, stand_in) -> None:
         make_in_child(QuantizationJob(Scheme.DYNAMIC))
 
 
-@pytest.mark.parametrize("calibrated", [False, True])
-@pytest.mark.parametrize("scheme", [Scheme.DYNAMIC, Scheme.INT4_WEIGHTS])
+@pytest.mark.parametrize(
+    ("scheme", "calibrated", "largest", "dtype"),
+    [
+        (Scheme.DYNAMIC, False, 1, "int8"),
+        (Scheme.DYNAMIC, True, 1, "int8"),
+        (Scheme.DYNAMIC, False, 30, "float32"),  # one scale for all: others would be 0 or 0.12
+        (Scheme.INT4_WEIGHTS, False, 1, "int8"),
+        (Scheme.INT4_WEIGHTS, True, 1, "int8"),
+    ],
+)
 def test_tables_of_lookups_have_8_bits_where_only_weights_are_quantized(
-    to_tflite, tmp_path, scheme, calibrated
+    to_tflite, tmp_path, scheme, calibrated, largest, dtype
 ) -> None:
     keras = pytest.importorskip("keras")
     keras.utils.set_random_seed(0)
@@ -238,7 +246,9 @@ def test_tables_of_lookups_have_8_bits_where_only_weights_are_quantized(
         keras.Input((6,), dtype="int32", name="words"), layers.Embedding(400, 32, name="table"),
         layers.GRU(24, name="gru"), layers.Dense(4, name="mood"),
     ])  # fmt: skip
-    model.get_layer("table").embeddings.assign(np.random.default_rng(0).normal(0, 0.3, (400, 32)))
+    table = np.random.default_rng(0).normal(0, 0.3, (400, 32))
+    table[-1, 0] = largest
+    model.get_layer("table").embeddings.assign(table)
     float_file, file = to_tflite(model, tmp_path), tmp_path / "quantized.tflite"
     words = np.random.default_rng(1).integers(0, 400, (20, 6)).astype(np.int32)
     samples = Dataset({"words": words}) if calibrated else None
@@ -247,7 +257,7 @@ def test_tables_of_lookups_have_8_bits_where_only_weights_are_quantized(
         graph.tensors[operator.inputs[0]] for graph in decode_graphs(read_model(read_bytes(file)))
         for operator in graph.operators if operator.name == "GATHER"
     ]  # fmt: skip
-    assert [(table.shape, table.dtype) for table in tables if table.data is not None] == [((400, 32), "int8")]
+    assert [(table.shape, table.dtype) for table in tables if table.data is not None] == [((400, 32), dtype)]
     expected, received = (run_tflite(each, {"words": words})["mood"] for each in (float_file, file))
     limit = 0.03 if scheme is Scheme.DYNAMIC else 0.2
     assert np.abs(received - expected).max() < limit * np.abs(expected).max()

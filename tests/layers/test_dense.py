@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from edgecompress.artifacts import read_artifact
+from edgecompress.errors import ModelError
 from edgecompress.layers import FactorizedDense, LowRankDense
 
 FEATURES, UNITS = 24, 16
@@ -139,3 +140,18 @@ def test_ranks_that_there_are_not(make):
 def test_densities_that_there_are_not(density):
     with pytest.raises(ValueError, match="density is not a share; expected a number from 0 to 1; received"):
         FactorizedDense(UNITS, 2, density)
+
+
+@pytest.mark.parametrize("make", [LowRankDense.from_dense, FactorizedDense.from_dense])
+def test_layers_that_none_can_be_made_of(dense, make):
+    with pytest.raises(ValueError, match=r"keras.layers.Dense; received Conv1D"):
+        make(keras.layers.Conv1D(4, 3), 2)
+    with pytest.raises(ValueError, match=r"no weights yet.*build it first"):
+        make(keras.layers.Dense(4), 2)
+    held = keras.layers.Dense(UNITS, kernel_constraint="non_neg", name="held")
+    held.build((None, FEATURES))
+    with pytest.raises(ValueError, match=r"held: factors would not keep.*no kernel_constraint"):
+        make(held, 2)
+    dense.kernel.assign(np.where(np.arange(UNITS) == 3, np.nan, dense.kernel))
+    with pytest.raises(ModelError, match=r"24 of 384 weights are NaN or infinite"):
+        make(dense, 2)

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from edgecompress.errors import ModelError
 from edgecompress.layers import LowRankGRU, LowRankLSTM
 
 UNITS, FEATURES, STEPS = 5, 4, 6
@@ -233,3 +234,19 @@ def test_options_that_do_not_go_together(kind):
         make(UNITS, project_inputs=False).build((None, STEPS, FEATURES))
     with pytest.raises(ValueError, match="use_cudnn"):
         make(UNITS, use_cudnn=False)
+
+
+@both
+def test_layers_that_none_can_be_made_of(kind):
+    reference, make = PAIRS[kind]
+    (other,) = set(PAIRS) - {kind}
+    layer = PAIRS[other][0](UNITS)
+    with pytest.raises(ValueError, match=rf"expected keras.layers.{kind}; received {other}"):
+        make.from_layer(layer, 2, 2)
+    with pytest.raises(ValueError, match=r"no weights yet.*build it first"):
+        make.from_layer(reference(UNITS), 2, 2)
+    broken = reference(UNITS)
+    broken.build((None, STEPS, FEATURES))
+    broken.cell.recurrent_kernel.assign(np.full(broken.cell.recurrent_kernel.shape, np.nan))
+    with pytest.raises(ModelError, match=r"of \d+ weights are NaN or infinite"):
+        make.from_layer(broken, None, 2)

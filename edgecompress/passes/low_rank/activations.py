@@ -12,7 +12,7 @@ from edgecompress.data import Array, Dataset, InputSpec
 from edgecompress.errors import DataError
 from edgecompress.functional import as_functional
 from edgecompress.models import load_model
-from edgecompress.passes.low_rank.kind import Kind
+from edgecompress.passes.low_rank.kind import Kind, Seen
 
 See = Callable[[Any, Any, Any, Any], None]
 _SAMPLES = 256
@@ -48,7 +48,8 @@ def observe(model: Any, kinds: Mapping[int, Kind], data: Dataset, seed: int) -> 
 
     def see(layer: Any, args: Any, kwargs: Any, _outputs: Any) -> None:
         inputs = args[0] if args else next(iter(kwargs.values()))
-        kinds[id(layer)].observe(_array(inputs), _mask_of(inputs, kwargs))
+        states = args[1] if len(args) > 1 else kwargs.get("initial_state")
+        kinds[id(layer)].observe(Seen(_array(inputs), _mask_of(inputs, kwargs), _arrays(states)))
 
     with watched([kind.layer for kind in kinds.values()], see), _states_kept(model):
         for start in range(0, len(chosen), batch):
@@ -106,6 +107,12 @@ def _states_kept(model: Any) -> Iterator[None]:
 def _array(tensor: Any) -> Array:
     array = np.asarray(tensor)
     return array if array.dtype.kind in "iub" else array.astype(np.float32)
+
+
+def _arrays(states: Any) -> tuple[Array, ...]:
+    if states is None:
+        return ()
+    return tuple(map(_array, states)) if isinstance(states, (list, tuple)) else (_array(states),)
 
 
 def _mask_of(inputs: Any, kwargs: Mapping[str, Any]) -> Array | None:

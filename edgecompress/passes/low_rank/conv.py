@@ -28,6 +28,7 @@ from edgecompress.passes.low_rank.kind import (
     Matrices,
     Moments,
     Ranks,
+    Seen,
     Spectra,
     options_of,
     positions,
@@ -78,8 +79,8 @@ class ConvKind(Kind):
     def seen(self) -> bool:
         return self._channels.mean is not None
 
-    def observe(self, inputs: Array, mask: Array | None) -> None:
-        del mask  # convolutions do not know masks
+    def observe(self, seen: Seen) -> None:
+        inputs = seen.inputs  # convolutions do not know masks
         self._channels.add(_few(inputs))
         self._answers.add(_few(self._convolve(inputs, self.kernels[0])))
         self._kept.add(inputs)

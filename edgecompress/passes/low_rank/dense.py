@@ -20,6 +20,7 @@ from edgecompress.passes.low_rank.kind import (
     Matrices,
     Moments,
     Ranks,
+    Seen,
     Spectra,
     options_of,
     positions,
@@ -78,7 +79,8 @@ class DenseKind(MatrixKind):
     def kernels(self) -> tuple[Array, ...]:
         return (np.asarray(self.layer.kernel, np.float32),)
 
-    def observe(self, inputs: Array, mask: Array | None) -> None:
+    def observe(self, seen: Seen) -> None:
+        inputs, mask = seen.inputs, seen.mask
         rows = inputs if mask is None or mask.shape != inputs.shape[:-1] else inputs[mask]
         self._observe_rows(rows.reshape(-1, inputs.shape[-1]))
 
@@ -134,9 +136,8 @@ class EinsumKind(MatrixKind):
     def _free(self) -> str:
         return "".join(label for label in self._inputs if label not in self._summed)
 
-    def observe(self, inputs: Array, mask: Array | None) -> None:
-        del mask  # its axes may be any
-        rows = np.einsum(f"{self._inputs}->{self._free}{self._summed}", inputs)
+    def observe(self, seen: Seen) -> None:
+        rows = np.einsum(f"{self._inputs}->{self._free}{self._summed}", seen.inputs)  # its axes may be any: no mask
         self._observe_rows(rows.reshape(-1, self.matrix.shape[0]))
 
     def operators(self, call: Call, method: str | None = None, ranks: Ranks = ()) -> tuple[Operator, ...]:
@@ -195,9 +196,8 @@ class EmbeddingKind(MatrixKind):
     def seen(self) -> bool:
         return bool(self._counts.any())
 
-    def observe(self, inputs: Array, mask: Array | None) -> None:
-        del mask  # it makes the mask itself
-        ids = inputs.reshape(-1).astype(np.int64)
+    def observe(self, seen: Seen) -> None:
+        ids = seen.inputs.reshape(-1).astype(np.int64)
         np.add.at(self._counts, ids[ids > 0] if self.layer.mask_zero else ids, 1)
 
     def decompose(self, method: str) -> tuple[Spectra, ...]:
@@ -258,9 +258,9 @@ class TimeDistributedKind(Kind):
     def seen(self) -> bool:
         return self._inner.seen
 
-    def observe(self, inputs: Array, mask: Array | None) -> None:
-        steps = inputs.reshape(-1, *inputs.shape[2:])
-        self._inner.observe(steps if mask is None or mask.ndim != 2 else steps[mask.reshape(-1)], None)  # noqa: PLR2004 (samples, steps)
+    def observe(self, seen: Seen) -> None:
+        mask, steps = seen.mask, seen.inputs.reshape(-1, *seen.inputs.shape[2:])
+        self._inner.observe(Seen(steps if mask is None or mask.ndim != 2 else steps[mask.reshape(-1)]))  # noqa: PLR2004 (samples, steps)
 
     def matrices(self, method: str) -> Matrices:
         return self._inner.matrices(method)

@@ -32,6 +32,21 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What a layer is called with on some samples.
+
+    Attributes:
+        inputs: Shape (samples, ...).
+        mask: The mask of the inputs, if there is one.
+        states: What a recurrent layer starts with, if the call says so.
+    """
+
+    inputs: Array
+    mask: Array | None = None
+    states: tuple[Array, ...] = ()
+
+
+@dataclass(frozen=True)
 class Spectra:
     """The decompositions of matrices that have one rank."""
 
@@ -87,8 +102,8 @@ class Kind(ABC):
         return False
 
     @abstractmethod
-    def observe(self, inputs: Array, mask: Array | None) -> None:
-        """Takes note of the layer's inputs on some samples, shape (samples, ...), with their mask if there is one."""
+    def observe(self, seen: Seen) -> None:
+        """Takes note of what the layer is called with."""
 
     @abstractmethod
     def matrices(self, method: str) -> Matrices:
@@ -154,33 +169,33 @@ class Moments:
 
 
 class Kept:
-    """The first samples of a layer's inputs, as many as fit into a few megabytes."""
+    """The first samples of what a layer is called with, as many as fit into a few megabytes."""
 
     _VALUES = 500_000
 
     def __init__(self) -> None:
-        # By the shape of a sample: a layer that is shared may be called with several.
-        self._parts: dict[tuple[int, ...], list[Array]] = {}
+        # By the shapes of a sample: a layer that is shared may be called with several.
+        self._parts: dict[tuple[tuple[int, ...], ...], list[tuple[Array, ...]]] = {}
         self._values = 0
 
     def __bool__(self) -> bool:
         return bool(self._parts)
 
-    def add(self, samples: Array) -> None:
-        each = max(1, math.prod(samples.shape[1:]))
+    def add(self, *arrays: Array) -> None:
+        each = max(1, sum(math.prod(array.shape[1:]) for array in arrays))
         room = (self._VALUES - self._values) // each
         if room > 0 or not self._parts:
-            few = samples[: max(1, room)]
-            self._parts.setdefault(few.shape[1:], []).append(few)
-            self._values += few.size
+            few = tuple(array[: max(1, room)] for array in arrays)
+            self._parts.setdefault(tuple(array.shape[1:] for array in few), []).append(few)
+            self._values += sum(array.size for array in few)
 
-    def error(self, exact: Callable[[Array], Array], approximate: Callable[[Array], Array]) -> float | None:
+    def error(self, exact: Callable[..., Array], approximate: Callable[..., Array]) -> float | None:
         """Returns the relative error of the outputs that functions give for the samples; None without samples."""
         if not self._parts:
             return None
-        inputs = [np.concatenate(parts) for parts in self._parts.values()]
+        inputs = [[np.concatenate(arrays) for arrays in zip(*parts, strict=True)] for parts in self._parts.values()]
         return relative_error(
-            *(np.concatenate([outputs(each).reshape(-1) for each in inputs]) for outputs in (exact, approximate))
+            *(np.concatenate([outputs(*each).reshape(-1) for each in inputs]) for outputs in (exact, approximate))
         )
 
 
@@ -190,8 +205,8 @@ def options_of(layer: Any) -> dict[str, Any]:
     Raises:
         LeftAloneError: It has some that have no meaning for factors.
     """
-    if getattr(layer, "kernel_constraint", None) is not None:
-        raise LeftAloneError("its kernel has a constraint, which says nothing about factors")
+    if any(getattr(layer, f"{name}_constraint", None) is not None for name in ("kernel", "bias")):
+        raise LeftAloneError("it has a constraint, which factors would not keep")
     if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
         raise LeftAloneError("its kernel is quantized or has LoRA weights")
     return {"dtype": layer.dtype_policy, "trainable": layer.trainable}

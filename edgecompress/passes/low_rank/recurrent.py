@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from edgecompress.passes.low_rank.kind import (
     Matrices,
     Moments,
     Ranks,
+    Seen,
     Spectra,
     options_of,
     positions,
@@ -48,16 +50,17 @@ class _Direction:
         cell = self.layer.cell
         return np.asarray(cell.kernel, np.float32), np.asarray(cell.recurrent_kernel, np.float32)
 
-    def observe(self, inputs: Array, mask: Array | None) -> None:
-        rows = inputs.reshape(-1, inputs.shape[-1]) if mask is None else inputs[mask]
-        self.inputs.add(rows)
+    def observe(self, seen: Seen) -> None:
+        inputs, mask = seen.inputs, seen.mask
+        self.inputs.add(inputs.reshape(-1, inputs.shape[-1]) if mask is None else inputs[mask])
         twin = type(self.layer).from_config(
             self.layer.get_config() | {"return_sequences": True, "return_state": False, "stateful": False}
         )
         twin.build(inputs.shape)
         twin.set_weights(self.layer.get_weights())
-        states = np.asarray(twin(inputs, mask=mask), np.float32)
-        before = np.concatenate([np.zeros_like(states[:, :1]), states[:, :-1]], axis=1)  # what a step multiplies
+        states = np.asarray(twin(inputs, mask=mask, initial_state=list(seen.states) or None), np.float32)
+        start = seen.states[0][:, None] if seen.states else np.zeros_like(states[:, :1])
+        before = np.concatenate([start, states[:, :-1]], axis=1)  # what a step multiplies
         self.states.add(before.reshape(-1, states.shape[-1]))
 
     def matrices(self, kernel: Array, method: str) -> tuple[Array, ...]:
@@ -85,7 +88,7 @@ class RecurrentKind(Kind):
         if not kinds <= set(_GATES):
             raise LeftAloneError(f"{' and '.join(sorted(kinds))} inside it is neither a GRU nor an LSTM")
         self._directions = tuple(_Direction(each) for each in both)
-        self._kept = Kept()  # the mask is the last feature
+        self._kept = Kept()
 
     @property
     def kernels(self) -> tuple[Array, ...]:
@@ -95,13 +98,14 @@ class RecurrentKind(Kind):
     def seen(self) -> bool:
         return bool(self._kept)
 
-    def observe(self, inputs: Array, mask: Array | None) -> None:
+    def observe(self, seen: Seen) -> None:
         if any(direction.layer.stateful for direction in self._directions):
             return  # what it answers depends on what it was asked before
-        marks = np.ones(inputs.shape[:_MATRIX], bool) if mask is None else mask
-        self._kept.add(np.concatenate([inputs, marks[..., None]], axis=-1, dtype=np.float32))
-        for direction in self._directions:
-            direction.observe(inputs, mask)
+        mask = np.ones(seen.inputs.shape[:_MATRIX], bool) if seen.mask is None else seen.mask
+        self._kept.add(seen.inputs, mask, *seen.states)
+        few = len(seen.states) // len(self._directions)
+        for number, direction in enumerate(self._directions):
+            direction.observe(replace(seen, states=seen.states[number * few : (number + 1) * few]))
 
     def matrices(self, method: str) -> Matrices:
         kernel, recurrent = (
@@ -194,14 +198,14 @@ class RecurrentKind(Kind):
         if not self.seen:
             return lost_weights, None
         (new,) = self.build(method, ranks)
-        return lost_weights, self._kept.error(lambda kept: _answers(self.layer, kept), lambda kept: _answers(new, kept))
+        return lost_weights, self._kept.error(functools.partial(_answers, self.layer), functools.partial(_answers, new))
 
 
-def _answers(layer: Any, kept: Array) -> Array:
-    """Returns all that a layer answers, flat, to inputs of which the last feature is the mask."""
+def _answers(layer: Any, inputs: Array, mask: Array, *states: Array) -> Array:
+    """Returns all that a layer answers, flat."""
     import keras
 
-    outputs = keras.tree.flatten(layer(kept[..., :-1], mask=kept[..., -1] > 0))
+    outputs = keras.tree.flatten(layer(inputs, mask=mask, initial_state=list(states) or None))
     return np.concatenate([np.asarray(each, np.float32).reshape(-1) for each in outputs])
 
 

@@ -36,6 +36,8 @@ _KINDS: dict[str, type[Kind]] = {
     "Bidirectional": RecurrentKind,
 }
 
+_DEPTHWISE = "a depthwise kernel has few weights already"
+
 
 @dataclass(frozen=True)
 class Site:
@@ -99,7 +101,7 @@ def find_sites(model: Any, calls: Sequence[keras_macs.Call] | None = None) -> tu
 
 def _site(found: Found, calls: list[Call]) -> Site:
     if not found.kernels:
-        return Site(found, None, "it has no kernel")
+        return Site(found, None, _DEPTHWISE if "Depthwise" in found.kind else "it has no kernel")
     try:
         if not calls:
             raise LeftAloneError("it is not called in the graph of layers itself")
@@ -110,9 +112,13 @@ def _site(found: Found, calls: list[Call]) -> Site:
 
 def _kind(layer: Any, calls: list[Call]) -> Kind:
     name = type(layer).__name__
-    if not type(layer).__module__.startswith("keras."):
-        ours = type(layer).__module__.startswith("edgecompress.")
-        raise LeftAloneError("it is written in factors already" if ours else "what a layer of your own does is unknown")
+    for each in (layer, layer.forward_layer, layer.backward_layer) if name == "Bidirectional" else (layer,):
+        module = type(each).__module__
+        if not module.startswith("keras."):
+            ours = module.startswith("edgecompress.")
+            raise LeftAloneError(
+                "it is written in factors already" if ours else "what a layer of your own does is unknown"
+            )
     if name == "TimeDistributed":
         inner = _kind(layer.layer, [one_step(call) for call in calls])
         return TimeDistributedKind(layer, calls, inner)

@@ -6,6 +6,7 @@ import pytest
 from edgecompress.data import Dataset
 from edgecompress.errors import DataError
 from edgecompress.keras_macs import call_macs, graph_calls
+from edgecompress.layers import LowRankGRU
 from edgecompress.models import load_model
 from edgecompress.passes.low_rank.activations import observe
 from edgecompress.passes.low_rank.sites import find_sites
@@ -248,10 +249,41 @@ def test_a_mask_keeps_padding_out_of_what_a_gru_is_judged_by(keras):
     np.testing.assert_allclose(moments[0], rows.T @ rows / len(rows), rtol=1e-6)
 
 
+@pytest.mark.parametrize(("kind", "count"), [("GRU", 1), ("LSTM", 2), ("Bidirectional", 4)])
+def test_the_states_that_a_layer_starts_with_are_looked_at(keras, kind, count):
+    layers, random = keras.layers, np.random.default_rng(0)
+    layer = (layers.GRU if kind == "GRU" else layers.LSTM)(12, return_sequences=True)
+    if kind == "Bidirectional":
+        layer = layers.Bidirectional(layer)
+    x = keras.Input((3, 10), name="x")
+    states = [keras.Input((12,), name=f"state_{n}") for n in range(count)]
+    model = keras.Model([x, *states], layer(x, initial_state=states))
+    few = 3 * random.normal(size=(SAMPLES, 3)) @ random.normal(size=(3, 12))  # large ones, of few directions
+    arrays = {state.name: few.astype(np.float32) for state in states}
+    arrays["x"] = random.normal(0, 0.05, (SAMPLES, 3, 10)).astype(np.float32)
+
+    def answers(model):
+        return np.asarray(model([arrays[tensor.name] for tensor in model.inputs]))
+
+    lost = {}
+    for aware in (False, True):
+        (site,) = find_sites(model)
+        if aware:
+            observe(model, {id(site.found.layer): site.kind}, Dataset(arrays), seed=0)
+        small = rewrite(model, {id(site.found.layer): site.kind.build("joint", (3, 3))})
+        lost[aware] = np.linalg.norm(answers(small) - answers(model)) / np.linalg.norm(answers(model))
+    assert site.kind.errors("joint", (3, 3))[1] == pytest.approx(lost[True], abs=1e-3)
+    assert lost[True] < 0.5 * lost[False]
+
+
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
         (lambda k: k.layers.Dense(8, kernel_constraint="non_neg"), "constraint"),
+        (lambda k: k.layers.Dense(8, bias_constraint="non_neg"), "constraint"),
+        (lambda k: k.layers.DepthwiseConv1D(3), "a depthwise kernel has few weights already"),
+        (lambda _: LowRankGRU(4), "written in factors already"),
+        (lambda k: k.layers.Bidirectional(LowRankGRU(4)), "written in factors already"),
         (lambda k: k.layers.EinsumDense("abc,bcd->abd", (5, 4)), "no product with one matrix"),
         (lambda k: k.layers.EinsumDense("abc,cd->ad", 4), "no product with one matrix"),
         (lambda k: k.layers.Conv1D(10, 3, groups=2), "2 groups"),
