@@ -28,7 +28,8 @@ from edgecompress.converters.ptq_child import quantize_file
 from edgecompress.converters.tflite import freeze_graph
 from edgecompress.data import fix_shapes
 from edgecompress.flatbuffer import Signature, with_metadata
-from edgecompress.models import LoadedModel, load_model
+from edgecompress.loaded import LoadedModel
+from edgecompress.models import load_model
 from edgecompress.passes.kernel_costs import Operator, saves_time
 from edgecompress.passes.low_rank.kind import Kind, Ranks
 from edgecompress.passes.low_rank.sites import find_sites
@@ -193,8 +194,7 @@ def row_of(pair: Pair, figures: Sequence[float], scheme: QuantizationScheme) -> 
 
 
 def _expected_us(operators: Sequence[Operator], scheme: QuantizationScheme) -> float:
-    dynamic = scheme is QuantizationScheme.DYNAMIC
-    return round(sum(each.estimated_dynamic_us if dynamic else each.estimated_us for each in operators), 2)
+    return round(sum(each.estimated_us(dynamic=scheme is QuantizationScheme.DYNAMIC) for each in operators), 2)
 
 
 def show(row: dict[str, Any]) -> None:

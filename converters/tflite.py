@@ -21,7 +21,7 @@ from edgecompress.errors import ConversionError
 from edgecompress.flatbuffer import Signature, with_metadata
 from edgecompress.functional import cause_of, in_float32
 from edgecompress.isolate import Child, Outcome
-from edgecompress.models import LoadedModel, flatten_layers
+from edgecompress.loaded import LoadedModel, flatten_layers
 from edgecompress.schemes import IoType
 
 _TIME_LIMIT_S = 1800.0

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from edgecompress.errors import EdgeCompressError
     from edgecompress.inspection import ModelSummary, inspect
     from edgecompress.layers import FactorizedDense, LowRankDense, LowRankGRU, LowRankLSTM
-    from edgecompress.models import LoadedModel, load_model, save_model
+    from edgecompress.loaded import LoadedModel
+    from edgecompress.models import load_model, save_model
     from edgecompress.pipeline import compress, convert
     from edgecompress.planning import Plan, plan
     from edgecompress.profiles import Profile, list_profiles, load_profile
@@ -51,7 +52,7 @@ _HOMES = {
     "Granularity": "schemes",
     "InputSpec": "data",
     "IoType": "schemes",
-    "LoadedModel": "models",
+    "LoadedModel": "loaded",
     "LowRank": "techniques",
     "LowRankDense": "layers",
     "LowRankGRU": "layers",

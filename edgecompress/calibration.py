@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from edgecompress.data import Array, Dataset
-from edgecompress.models import LoadedModel, flatten_layers, graph_layers
+from edgecompress.loaded import LoadedModel, flatten_layers, graph_layers
 
 _PROBE_SAMPLES = 64
 _PROBE_VALUES = 2_000_000  # a dozen photographs say enough, and more would take seconds

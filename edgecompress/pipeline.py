@@ -31,8 +31,9 @@ from edgecompress.data import apply_shapes
 from edgecompress.errors import ExecutionError, UsageError
 from edgecompress.flatbuffer import with_metadata
 from edgecompress.functional import clone_model
+from edgecompress.loaded import LoadedModel
 from edgecompress.machine import describe_machine
-from edgecompress.models import LoadedModel, load_model, save_model
+from edgecompress.models import load_model, save_model
 from edgecompress.outputs import REPORT_FILE, TrainingFolder, whole_file, whole_folder
 from edgecompress.passes.base import Progress
 from edgecompress.planning import plan_passes, refuse_unready, shapes_by_name

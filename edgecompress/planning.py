@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from edgecompress.data import InputSpec, apply_shapes, fix_shapes
 from edgecompress.errors import DataError, ModelError, UsageError
-from edgecompress.models import LoadedModel, load_model
+from edgecompress.loaded import LoadedModel
+from edgecompress.models import load_model
 from edgecompress.passes import registry
 from edgecompress.passes.base import LayerPlan
 from edgecompress.passes.prune import layers_with_zeros

@@ -11,7 +11,7 @@ from edgecompress.benchmark.execute import run_tflite
 from edgecompress.converters.ptq import QuantizationJob, quantize
 from edgecompress.data import Dataset, InputSpec
 from edgecompress.errors import ConversionError, ExecutionError
-from edgecompress.models import LoadedModel
+from edgecompress.loaded import LoadedModel
 from edgecompress.passes.base import Progress
 from edgecompress.profiles import Profile
 from edgecompress.recipes import Recipe

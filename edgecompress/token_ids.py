@@ -8,7 +8,7 @@ from typing import Any
 
 from edgecompress.data import Dataset
 from edgecompress.errors import DataError
-from edgecompress.models import LoadedModel, graph_layers
+from edgecompress.loaded import LoadedModel, graph_layers
 
 
 @dataclass(frozen=True)

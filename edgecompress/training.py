@@ -11,7 +11,7 @@ from edgecompress.calibration import audit_calibration
 from edgecompress.converters.ptq import io_type
 from edgecompress.converters.tflite import FloatConverter, freeze_graph
 from edgecompress.errors import UsageError
-from edgecompress.models import LoadedModel, flatten_layers
+from edgecompress.loaded import LoadedModel, flatten_layers
 from edgecompress.outputs import TrainingFolder
 from edgecompress.passes import apply_passes
 from edgecompress.passes.base import PassContext, PassResult, Progress

@@ -29,8 +29,8 @@ TIERS = (
     ),
     # Arithmetic on arrays, and layers of Keras: neither knows anything of the rest.
     ("decomposition", "layers"),
-    ("safety", "functional"),
-    ("compile_config",),
+    ("safety", "functional", "states"),
+    ("compile_config", "loaded"),
     ("models", "keras_macs", "inspection", "calibration", "doctor", "token_ids"),
     # What passes give, take and count, which the tf_keras world below them needs, too.
     ("passes.base", "passes.kernels", "passes.proof"),
@@ -48,8 +48,17 @@ TIERS = (
 )
 # Who may import which heavy package: a module, or all modules of a package.
 MAY_IMPORT = {
-    "tensorflow": {"models", "safety", "calibration", "converters.tflite", "converters.graph_child", "tfmot", "passes"},
-    "keras": {"compile_config", "functional", "models", "safety", "calibration", "layers", "tfmot", "passes"},
+    "tensorflow": {
+        "loaded",
+        "models",
+        "safety",
+        "calibration",
+        "converters.tflite",
+        "converters.graph_child",
+        "tfmot",
+        "passes",
+    },
+    "keras": {"compile_config", "functional", "loaded", "models", "safety", "calibration", "layers", "tfmot", "passes"},
     "tf_keras": {"models", "calibration", "tfmot"},
     "tensorflow_model_optimization": {"tfmot"},
 }

@@ -8,10 +8,10 @@ DEPTHWISE_CONV_2D is a slow one, and dense layers and 1 x 1 convolutions quantiz
 longer than multiplying it does where it is short: of what would be quicker in float, a quarter is slower.
 
 The constants were fitted to pairs of a layer and its factors that `benchmarks/low_rank_latency.py` measured (LiteRT
-2.3, XNNPACK, one thread, AMD EPYC with AVX-512: 357 pairs in float32, in `benchmarks/results/low_rank_latency.json`,
-and 357 in dynamic range), so that none is let pass that was slower. Nothing that passes by both was slower in int8
-(103 of 246 pairs pass). They are estimates for that machine only; what they are used for, the ratio of two, was not
-measured on others.
+2.3, XNNPACK, one thread, AMD EPYC with AVX-512: 357 in float32, as many in dynamic range), so that none is let pass
+that was slower. In a later run, which is in `benchmarks/results/low_rank_latency.json`, none was either, nor any of the
+103 of 246 pairs in int8 that pass by both. They are estimates for that machine only; what they are used for, the ratio
+of two, was not measured on others.
 """
 
 from __future__ import annotations
@@ -77,15 +77,19 @@ class Operator:
         """Multiply-accumulates of all calls."""
         return self.calls * self.places * self.inputs * self.outputs
 
-    @property
-    def estimated_us(self) -> float:
-        """About how many microseconds all calls take in float."""
-        return _us(self, _FLOAT)
-
-    @property
-    def estimated_dynamic_us(self) -> float:
-        """The same in a file whose activations are quantized while it runs."""
-        return _us(self, _DYNAMIC)
+    def estimated_us(self, *, dynamic: bool = False) -> float:
+        """About how many microseconds all calls take: in float, or where activations are quantized while it runs."""
+        costs = _DYNAMIC if dynamic else _FLOAT
+        if self.kind == "step":
+            return self.calls * costs.step_us
+        own = costs.operator_us if self.calls == 1 else costs.in_loop_us
+        if self.kind in ("dense", "pointwise"):
+            own += self.places * costs.vector_us
+        if self.kind == "dense":
+            rate = costs.lone if self.places == 1 else costs.dense
+        else:
+            rate = costs.depthwise if self.kind == "depthwise" else costs.conv
+        return self.calls * (own + self.places * self.inputs * _width(self.outputs) / rate)
 
 
 def saves_time(
@@ -99,26 +103,12 @@ def saves_time(
         margin: The least share of the time to save.
         dynamic: Whether they have to in dynamic range, too, and not only in float.
     """
-    in_float = _saves(before, after, margin, _FLOAT)
-    return in_float and (not dynamic or _saves(before, after, margin, _DYNAMIC))
+    kernels = (False, True) if dynamic else (False,)
+    return all(_total_us(after, dynamic=each) <= (1 - margin) * _total_us(before, dynamic=each) for each in kernels)
 
 
-def _saves(before: Sequence[Operator], after: Sequence[Operator], margin: float, costs: _Costs) -> bool:
-    old, new = (sum(_us(each, costs) for each in operators) for operators in (before, after))
-    return new <= (1 - margin) * old
-
-
-def _us(operator: Operator, costs: _Costs) -> float:
-    if operator.kind == "step":
-        return operator.calls * costs.step_us
-    own = costs.operator_us if operator.calls == 1 else costs.in_loop_us
-    if operator.kind in ("dense", "pointwise"):
-        own += operator.places * costs.vector_us
-    if operator.kind == "dense":
-        rate = costs.lone if operator.places == 1 else costs.dense
-    else:
-        rate = costs.depthwise if operator.kind == "depthwise" else costs.conv
-    return operator.calls * (own + operator.places * operator.inputs * _width(operator.outputs) / rate)
+def _total_us(operators: Sequence[Operator], *, dynamic: bool) -> float:
+    return sum(each.estimated_us(dynamic=dynamic) for each in operators)
 
 
 def _width(outputs: int) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 from edgecompress.data import Array
 from edgecompress.errors import ConversionError
 from edgecompress.functional import cause_of, functional_graph
+from edgecompress.states import memory_of
 from edgecompress.tfmot.flat_graph import Call, FlatGraph, Ref
 
 TOLERANCE = 1e-5  # of the largest value of a tensor
@@ -66,8 +67,7 @@ def _fresh(source: Any, rebuilt: Any) -> Iterator[Callable[[], None]]:
 
     weights = {id(variable) for variable in source.weights}
     seeds = [variable for variable in source.variables if id(variable) not in weights]
-    stateful = [layer for layer in source._flatten_layers() if getattr(layer, "stateful", False)]  # noqa: SLF001
-    memory = [variable for layer in stateful for variable in keras.tree.flatten(layer.states)]
+    memory = memory_of(source._flatten_layers())  # noqa: SLF001
     before = [(variable, keras.ops.convert_to_numpy(variable)) for variable in (*seeds, *memory)]
 
     def restore() -> None:

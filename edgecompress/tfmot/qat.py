@@ -11,7 +11,7 @@ import numpy as np
 
 from edgecompress.data import Dataset, InputSpec, split_samples
 from edgecompress.errors import ConversionError, DataError, InternalError, ModelError, UsageError
-from edgecompress.models import LoadedModel, flatten_layers
+from edgecompress.loaded import LoadedModel, flatten_layers
 from edgecompress.passes.base import LayerPlan, LayerProof, PassContext, PassResult
 from edgecompress.schemes import QuantizationScheme
 from edgecompress.techniques import Qat

@@ -11,7 +11,8 @@ from typing import Any
 from edgecompress.artifacts import read_artifact
 from edgecompress.benchmark.execute import run_tflite
 from edgecompress.data import Array, Dataset, InputSpec, apply_shapes, fix_shapes
-from edgecompress.models import LoadedModel, load_model
+from edgecompress.loaded import LoadedModel
+from edgecompress.models import load_model
 
 
 @dataclass(frozen=True)

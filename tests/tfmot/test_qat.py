@@ -7,7 +7,8 @@ from keras import layers
 
 from edgecompress.data import Dataset, fix_shapes, load_data
 from edgecompress.errors import ConversionError, DataError, ModelError, UsageError
-from edgecompress.models import LoadedModel, load_model
+from edgecompress.loaded import LoadedModel
+from edgecompress.models import load_model
 from edgecompress.passes.base import PassContext
 from edgecompress.schemes import QuantizationScheme
 from edgecompress.techniques import Qat, Training

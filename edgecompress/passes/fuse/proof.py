@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from edgecompress.data import Array
 from edgecompress.errors import InternalError
 from edgecompress.functional import as_functional, cause_of, functional_graph
 from edgecompress.passes.base import Fusion
 from edgecompress.passes.fuse.stages import Shape
+from edgecompress.states import at_rest
 from edgecompress.tfmot.flat_graph import flatten_graph
 from edgecompress.tfmot.proof import random_inputs, relative_difference
 
@@ -37,7 +36,7 @@ def prove_fusion(fusion: Fusion, before: Sequence[Any], after: Sequence[Any], sh
     random = np.random.default_rng(0)
     rows = getattr(before[0], "input_dim", None)
     sample = random.normal(size=sizes).astype(np.float32) if rows is None else random.integers(0, rows, sizes)
-    with _at_rest([*before, *after]):
+    with at_rest([*before, *after]):
         expected, received = _run(before, sample), _run(after, sample)
     where = f"{' + '.join(fusion.layers)} ({fusion.how})"
     _refuse_difference(expected, received, _tolerance(before), where)
@@ -52,7 +51,7 @@ def prove_model(model: Any, fused: Any, fusions: Sequence[Fusion]) -> None:
     graph = functional_graph(as_functional(model))
     flat = flatten_graph(graph)
     layers = model._flatten_layers()  # noqa: SLF001
-    with _at_rest([*layers, *fused._flatten_layers()]):  # noqa: SLF001
+    with at_rest([*layers, *fused._flatten_layers()]):  # noqa: SLF001
         for size in _SIZES:
             inputs = list(random_inputs(graph, flat, size))
             try:
@@ -94,20 +93,3 @@ def _refuse_difference(expected: list[Any], received: list[Any], tolerance: floa
             "merged layers answer otherwise than those they stand for", where=where,
             expected=f"within {tolerance:g} of the largest value", received=f"{worst:.1e}",
         )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _at_rest(layers: Sequence[Any]) -> Iterator[None]:
-    """Lets stateful layers begin with zeros, and gives them back what they remember."""
-    import keras
-
-    stateful = [layer for layer in layers if getattr(layer, "stateful", False)]
-    memory = [variable for layer in stateful for variable in keras.tree.flatten(layer.states)]
-    before: list[Array] = [np.asarray(variable) for variable in memory]
-    for variable in memory:
-        variable.assign(np.zeros(variable.shape))
-    try:
-        yield
-    finally:
-        for variable, value in zip(memory, before, strict=True):
-            variable.assign(value)

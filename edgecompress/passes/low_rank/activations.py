@@ -13,6 +13,7 @@ from edgecompress.errors import DataError
 from edgecompress.functional import as_functional
 from edgecompress.models import load_model
 from edgecompress.passes.low_rank.kind import Kind, Seen
+from edgecompress.states import at_rest
 
 See = Callable[[Any, Any, Any, Any], None]
 _SAMPLES = 256
@@ -51,7 +52,7 @@ def observe(model: Any, kinds: Mapping[int, Kind], data: Dataset, seed: int) -> 
         states = args[1] if len(args) > 1 else kwargs.get("initial_state")
         kinds[id(layer)].observe(Seen(_array(inputs), _mask_of(inputs, kwargs), _arrays(states)))
 
-    with watched([kind.layer for kind in kinds.values()], see), _states_kept(model):
+    with watched([kind.layer for kind in kinds.values()], see), at_rest(model._flatten_layers()):  # noqa: SLF001
         for start in range(0, len(chosen), batch):
             loaded.call(*(chosen.inputs[name][start : start + batch] for name in names))
 
@@ -63,7 +64,7 @@ def call_on_zeros(graph: Any, fixed: Sequence[InputSpec], layers: Sequence[Any],
         np.zeros([size or 1 for size in (spec.shape[0], *known.sample_shape)], spec.dtype)
         for spec, known in zip(loaded.inputs, fixed, strict=True)
     ]
-    with watched(layers, see), _states_kept(graph):
+    with watched(layers, see), at_rest(graph._flatten_layers()):  # noqa: SLF001
         loaded.call(*zeros)
 
 
@@ -87,21 +88,6 @@ def watched(layers: Sequence[Any], see: See) -> Iterator[None]:
     finally:
         for layer in layers:
             vars(layer).pop("call", None)
-
-
-@contextmanager
-def _states_kept(model: Any) -> Iterator[None]:
-    """Gives layers that remember earlier samples the states back that they had."""
-    states = [
-        state for layer in model._flatten_layers() if getattr(layer, "stateful", False)  # noqa: SLF001
-        for state in getattr(layer, "states", None) or ()
-    ]  # fmt: skip
-    values = [np.asarray(state).copy() for state in states]
-    try:
-        yield
-    finally:
-        for state, value in zip(states, values, strict=True):
-            state.assign(value)
 
 
 def _array(tensor: Any) -> Array:
