@@ -71,7 +71,7 @@ class LoadedModel:
 
         Args:
             inputs: Arrays of shape (samples, …), by input name.
-            fixed: The inputs with every dimension but the batch fixed; says which batch the model takes.
+            fixed: The inputs with every dimension but the batch fixed.
 
         Returns:
             Arrays of shape (samples, …), by output name.
@@ -92,7 +92,7 @@ class LoadedModel:
         return {name: np.concatenate([p[i] for p in parts])[:samples] for i, name in enumerate(self.outputs)}
 
     def _trace(self, fixed: Sequence[InputSpec], *, batch: int | None) -> Callable[..., list[Any]]:
-        """Traces the model once, for every batch size: the last batch is a smaller one."""
+        """Traces the model once, for its own batch, or for every size: the last batch is a smaller one."""
         import tensorflow as tf
 
         signature = [tf.TensorSpec((batch, *spec.sample_shape), spec.dtype) for spec in fixed]
