@@ -1,4 +1,4 @@
-"""Arm's Vela compiler, asked how much flash a file takes on an Ethos-U.
+"""Arm's Vela compiler, asked how much flash a file takes on an Ethos-U, and what of it the Ethos-U can run.
 
 Vela encodes weights anew, and zeros and repeated values cost it less: a pruned or clustered file is smaller in flash,
 though not as a .tflite file.
@@ -7,9 +7,10 @@ though not as a .tflite file.
 from __future__ import annotations
 
 import csv
+import re
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgecompress.isolate import run_command
@@ -20,6 +21,7 @@ _PACKAGE = "ethos-u-vela"
 _KIB = 1024
 # The memories that hold the compiled network's constants and commands; Vela's summary gives each in KiB.
 _FLASH_COLUMNS = ("on_chip_flash_memory_used", "off_chip_flash_memory_used")
+_OPERATORS = re.compile(r"^(CPU|NPU) operators = (\d+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,18 @@ class FlashSize:
     Attributes:
         size_bytes: Flash that the compiled network takes, an estimate of Vela's; None if it is not known.
         unavailable_because: Why it is not known.
+        cpu_operators: Operators that stay on the processor beside the Ethos-U, by Vela's count; None if not compiled.
+        npu_operators: Operators that the Ethos-U runs; Vela counts after it has cut some into several.
     """
 
     size_bytes: int | None = None
     unavailable_because: str | None = None
+    cpu_operators: int | None = None
+    npu_operators: int | None = None
 
 
 def vela_flash_bytes(file: Path, accelerator: str, *, time_limit_s: float = _TIME_LIMIT_S) -> FlashSize:
-    """Compiles an integer .tflite file for an Ethos-U in a child process and reads the flash it takes.
+    """Compiles an integer .tflite file for an Ethos-U in a child process; reads the flash it takes and who runs what.
 
     Args:
         file: The file; Vela leaves float files to the CPU, so ask for quantized ones only.
@@ -56,7 +62,9 @@ def vela_flash_bytes(file: Path, accelerator: str, *, time_limit_s: float = _TIM
         summary = next(Path(folder).glob("*_summary_*.csv"), None)
         if summary is None:
             return FlashSize(unavailable_because="Vela wrote no summary")
-        return read_summary(summary.read_text("utf-8"))
+        counts = {name: int(count) for name, count in _OPERATORS.findall(outcome.stdout)}
+        size = read_summary(summary.read_text("utf-8"))
+        return replace(size, cpu_operators=counts.get("CPU"), npu_operators=counts.get("NPU"))
 
 
 def read_summary(text: str) -> FlashSize:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,13 +35,15 @@ class QuantizationJob:
     output_type: IoType = IoType.FLOAT32
 
 
-def quantize(
+def quantize(  # noqa: PLR0913 (each is one of the quantization's conditions)
     source: Path,
     destination: Path,
     job: QuantizationJob,
     *,
     calibration: Dataset | None,
     threads: int,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+    statistics: Path | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Writes the quantized file.
@@ -51,6 +54,8 @@ def quantize(
         job: What to make of it.
         calibration: Samples that set the ranges of the activations; needed by `int8`, `int16x8` and GPTQ.
         threads: Threads of the calibration runs.
+        ranges: Ranges that are known otherwise, by the names of inputs in the signature or of tensors.
+        statistics: A file to write with the ranges of all activations, by the names of the tensors (.npz).
         progress: Called with (samples done, samples).
 
     Raises:
@@ -66,6 +71,8 @@ def quantize(
         "input_type": io_type(job.scheme, job.input_type).value,
         "output_type": io_type(job.scheme, job.output_type).value,
         "threads": threads,
+        "ranges": dict(ranges or {}),
+        "statistics": None if statistics is None else str(statistics),
         "calibration": _write_samples(calibration, source.parent, job) if _needs_samples(job) else {},
     }
     with Child("edgecompress.converters.ptq_child") as child:

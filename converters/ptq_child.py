@@ -15,7 +15,7 @@ from litert_quantizer.calibrator import CalibrationMode, Calibrator
 from litert_quantizer.recipe_manager import RecipeManager
 from litert_quantizer.utils import qsv_utils
 
-from edgecompress.flatbuffer import read_model
+from edgecompress.flatbuffer import read_model, text
 from edgecompress.graphs import decode_graphs
 from edgecompress.isolate import Progress, serve_one_job
 from edgecompress.schemes import Algorithm, Granularity, IoType, QuantizationScheme
@@ -45,6 +45,7 @@ def quantize_file(job: dict[str, Any], progress: Progress) -> dict[str, Any]:
         of_tables = _add_tables(recipe, content) if scheme in _WEIGHTS_ONLY else {}
         tool = quantizer.Quantizer(content, recipe.get_quantization_recipe())
         statistics = {**of_tables, **(_calibrate(content, recipe, job, progress) if job["calibration"] else {})}
+        _take_known(statistics, content, job)
         result = tool.quantize(statistics or None, enable_progress_bar=False, enable_progress_report=False)
     except Exception as error:  # noqa: BLE001 (the library raises many kinds for what it cannot quantize)
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
@@ -169,6 +170,29 @@ def _calibrate(content: bytes, recipe: RecipeManager, job: dict[str, Any], progr
         for tensor, found in calibrator.get_model_qsvs().items():
             statistics[tensor] = {**found, **statistics.get(tensor, {})}  # the range of the first run is the whole one
     return statistics
+
+
+def _take_known(statistics: dict[str, Any], content: bytes, job: dict[str, Any]) -> None:
+    """Puts ranges that are known otherwise in the place of those that the samples show, and keeps all of them."""
+    tensors = decode_graphs(read_model(content))[0].tensors
+    inputs = {text(each.Name()): tensors[each.TensorIndex()].name for each in _signature_inputs(content)}
+    for name, ends in job["ranges"].items():
+        low, high = np.array(ends, np.float32).reshape(2, 1, 1)
+        tensor = inputs.get(name, name)
+        statistics[tensor] = {**statistics.get(tensor, {}), "min": low, "max": high}
+    if job["statistics"] is not None:
+        found = {
+            name: [float(np.ravel(one[end])[0]) for end in ("min", "max")]
+            for name, one in statistics.items() if np.size(one.get("min", ())) == 1
+        }  # fmt: skip
+        with Path(job["statistics"]).open("wb") as file:
+            ranges = np.array(list(found.values()), np.float32).reshape(-1, 2)
+            np.savez(file, names=np.array(list(found)), ranges=ranges)
+
+
+def _signature_inputs(content: bytes) -> list[Any]:
+    signature = read_model(content).SignatureDefs(0)
+    return [signature.Inputs(place) for place in range(signature.InputsLength())]
 
 
 if __name__ == "__main__":

@@ -10,14 +10,14 @@ from __future__ import annotations
 import gc
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from edgecompress.data import InputSpec
-from edgecompress.errors import ConversionError
+from edgecompress.errors import ConversionError, EdgeCompressError
 from edgecompress.flatbuffer import Signature, with_metadata
 from edgecompress.functional import cause_of, in_float32
 from edgecompress.isolate import Child, Outcome
@@ -58,16 +58,43 @@ def freeze_graph(model: LoadedModel, fixed: Sequence[InputSpec]) -> FrozenGraph:
         ModelError: It cannot be rebuilt in float32.
         ConversionError: The model cannot be traced, or changes its own variables while it runs.
     """
+    model = without_16_bits(model)
+    return freeze_call(model, model.call, fixed, model.outputs)
+
+
+def without_16_bits(model: LoadedModel) -> LoadedModel:
+    """Returns a Keras 3 model in float32, and others as they are.
+
+    Raises:
+        ModelError: It cannot be rebuilt.
+    """
+    return replace(model, model=in_float32(model.model)) if model.framework == "keras" else model
+
+
+def freeze_call(
+    model: LoadedModel, call: Callable[..., Sequence[Any]], specs: Sequence[InputSpec], outputs: Sequence[str]
+) -> FrozenGraph:
+    """Traces a function over a model's layers and makes constants of its variables.
+
+    Args:
+        model: The model.
+        call: Takes a tensor for each of `specs`, and returns one for each of `outputs`.
+        specs: Names, fixed shapes and types.
+        outputs: Names.
+
+    Raises:
+        ConversionError: It cannot be traced, or changes variables while it runs.
+    """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     name = model.name
-    if model.framework == "keras":
-        model = replace(model, model=in_float32(model.model))
-    signature = [tf.TensorSpec(spec.shape, spec.dtype, name=f"input_{i}") for i, spec in enumerate(fixed)]
+    signature = [tf.TensorSpec(spec.shape, spec.dtype, name=f"input_{i}") for i, spec in enumerate(specs)]
     layers = tuple(layer.name for layer in flatten_layers(model.model)) if model.is_keras else ()
     try:
-        traced = tf.function(model.call, input_signature=signature, autograph=False).get_concrete_function()
+        traced = tf.function(call, input_signature=signature, autograph=False).get_concrete_function()
+    except EdgeCompressError:
+        raise
     except Exception as error:
         raise ConversionError(f"the model cannot be traced at fixed shapes: {cause_of(error)}", where=name) from error
     try:
@@ -76,8 +103,8 @@ def freeze_graph(model: LoadedModel, fixed: Sequence[InputSpec]) -> FrozenGraph:
         raise _not_frozen(traced.graph.as_graph_def(), name, layers, error) from error
     graph = FrozenGraph(
         frozen.graph.as_graph_def().SerializeToString(deterministic=True),
-        {spec.name: tensor.name for spec, tensor in zip(fixed, frozen.inputs, strict=True)},
-        {output: tensor.name for output, tensor in zip(model.outputs, frozen.outputs, strict=True)},
+        {spec.name: tensor.name for spec, tensor in zip(specs, frozen.inputs, strict=True)},
+        {output: tensor.name for output, tensor in zip(outputs, frozen.outputs, strict=True)},
         name,
         layers,
         model.recurrent_layers(),

@@ -154,13 +154,7 @@ def with_metadata(
     Raises:
         ModelError: Not a .tflite file, damaged, above 2 GB, or without the tensors that the signature names.
     """
-    accessor = read_model(model)
-    try:
-        tree = schema.ModelT.InitFromObj(accessor)
-    except (struct.error, ValueError, IndexError, TypeError) as error:
-        raise ModelError(f"damaged file: {error}") from None
-    _require_rewritable(tree)
-    _take_buffers_in(tree, accessor, len(model))
+    tree = read_tree(model)
     if description is not None:
         tree.description = description
     if signature is not None:
@@ -168,10 +162,39 @@ def with_metadata(
         tree.signatureDefs = [*kept, _signature_def(signature, tree.subgraphs[0])]
     for name in sorted(metadata):
         _set_metadata(tree, name, metadata[name])
+    return write_tree(tree) + _appended_files(model)
+
+
+def read_tree(model: bytes) -> Any:
+    """Returns a .tflite file as a tree of the schema's objects (`ModelT`), which can be changed and written again.
+
+    Raises:
+        ModelError: Not a .tflite file, damaged, above 2 GB, or with options that would be lost.
+    """
+    accessor = read_model(model)
+    try:
+        tree = schema.ModelT.InitFromObj(accessor)
+    except (struct.error, ValueError, IndexError, TypeError) as error:
+        raise ModelError(f"damaged file: {error}") from None
+    _require_rewritable(tree)
+    _take_buffers_in(tree, accessor, len(model))
+    return tree
+
+
+def write_tree(tree: Any) -> bytes:
+    """Returns the .tflite file of a tree; the same tree gives the same bytes.
+
+    The tree is used up.
+    """
+    size = sum(len(buffer.data) for buffer in tree.buffers if buffer.data is not None)
     tree.buffers = [_AlignedBuffer(buffer) for buffer in tree.buffers]
-    builder = flatbuffers.Builder(len(model) + 1024)
+    written: dict[object, int] = {}
+    for tensor in (tensor for graph in tree.subgraphs for tensor in graph.tensors or []):
+        if tensor.quantization is not None and tensor.quantization.details is None:
+            tensor.quantization = _SharedQuantization(tensor.quantization, written)
+    builder = flatbuffers.Builder(size + 1024)
     builder.Finish(tree.Pack(builder), _IDENTIFIER)
-    return bytes(builder.Output()) + _appended_files(model)
+    return bytes(builder.Output())
 
 
 def text(name: bytes | None) -> str:
@@ -189,6 +212,47 @@ class _AlignedBuffer:
         if self.inner.data is not None:
             builder.Prep(_BUFFER_ALIGNMENT, len(self.inner.data))
         return self.inner.Pack(builder)
+
+
+@dataclass(frozen=True)
+class _SharedQuantization:
+    """Packs scales and zero points once for all tensors that have the same.
+
+    A kernel with a scale for each channel has as many zero points, of eight bytes each, all of them 0: written for each
+    tensor, they would take more room than the scales.
+    """
+
+    inner: Any
+    written: dict[object, int]
+
+    def Pack(self, builder: Any) -> Any:  # noqa: N802 (called by generated code)
+        inner = self.inner
+        vectors = [
+            None if values is None or not len(values) else np.asarray(values, dtype)
+            for values, dtype in (
+                (inner.min, np.float32), (inner.max, np.float32), (inner.scale, np.float32), (inner.zeroPoint, np.int64)
+            )
+        ]  # fmt: skip
+        key = (inner.quantizedDimension, *(None if vector is None else vector.tobytes() for vector in vectors))
+        if key not in self.written:
+            places = [None if vector is None else self._vector(builder, vector) for vector in vectors]
+            schema.QuantizationParametersStart(builder)
+            add = (
+                schema.QuantizationParametersAddMin, schema.QuantizationParametersAddMax,
+                schema.QuantizationParametersAddScale, schema.QuantizationParametersAddZeroPoint,
+            )  # fmt: skip
+            for set_vector, place in zip(add, places, strict=True):
+                if place is not None:
+                    set_vector(builder, place)
+            schema.QuantizationParametersAddQuantizedDimension(builder, inner.quantizedDimension)
+            self.written[key] = schema.QuantizationParametersEnd(builder)
+        return self.written[key]
+
+    def _vector(self, builder: Any, values: Any) -> int:
+        key = values.dtype.str, values.tobytes()
+        if key not in self.written:
+            self.written[key] = builder.CreateNumpyVector(values)
+        return self.written[key]
 
 
 def _require_rewritable(tree: Any) -> None:

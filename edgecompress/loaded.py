@@ -66,6 +66,13 @@ class LoadedModel:
         flat: list[Any] = tree.flatten(self.model(arguments, training=False))
         return flat
 
+    def call_body(self, *tensors: Any) -> list[Any]:
+        """Does what `call` does for a Keras model, on shapes that the model does not say it takes."""
+        tree = _tree(self.framework)
+        arguments = tree.pack_sequence_as(_structures(self.model)[0], list(tensors))
+        flat: list[Any] = tree.flatten(self.model.call(arguments, training=False))
+        return flat
+
     def predict(self, inputs: Mapping[str, Array], *, fixed: Sequence[InputSpec]) -> dict[str, Array]:
         """Runs the float model, which keeps what its stateful layers remember; they begin with zeros here.
 

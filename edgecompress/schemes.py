@@ -32,6 +32,14 @@ class Algorithm(StrEnum):
     GPTQ = "gptq"
 
 
+class Observer(StrEnum):
+    """How the range of an activation inside a recurrent layer is found."""
+
+    MIN_MAX = "min_max"  # all that occurred
+    PERCENTILE = "percentile"  # without the outermost 0.01 % at either end
+    MSE = "mse"  # the range with the least mean squared error of rounding
+
+
 class Granularity(StrEnum):
     """One scale for a whole Dense kernel, or one for each of its output channels."""
 

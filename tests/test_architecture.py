@@ -28,7 +28,7 @@ TIERS = (
         "command",
     ),
     # Arithmetic on arrays, and layers of Keras: neither knows anything of the rest.
-    ("decomposition", "layers"),
+    ("decomposition", "layers", "recurrent", "streaming"),
     ("safety", "functional", "states"),
     ("compile_config", "loaded"),
     ("models", "keras_macs", "inspection", "calibration", "doctor", "token_ids"),
@@ -41,7 +41,8 @@ TIERS = (
     ("scheme_choice",),
     ("planning",),
     ("comparison", "ranking", "report"),
-    ("samples", "quantizing"),
+    ("samples",),
+    ("candidates", "recurrent_forms", "quantizing"),
     ("training",),
     ("pipeline",),
     ("cli",),
@@ -54,7 +55,10 @@ MAY_IMPORT = {
         "safety",
         "calibration",
         "converters.tflite",
+        "converters.cut",
         "converters.graph_child",
+        "converters.one_step",
+        "converters.stand_ins",
         "tfmot",
         "passes",
     },
@@ -63,7 +67,7 @@ MAY_IMPORT = {
     "tensorflow_model_optimization": {"tfmot"},
 }
 # Subclasses of TFMOT's and Keras's classes need them at import time; these modules are imported inside functions.
-DEFINE_TENSORFLOW_CLASSES = {"tfmot.quantized_layers", "tfmot.quantizers"}
+DEFINE_TENSORFLOW_CLASSES = {"tfmot.quantized_layers", "tfmot.quantized_recurrent", "tfmot.quantizers"}
 
 
 def modules() -> dict[str, Path]:

@@ -12,7 +12,7 @@ from edgecompress.errors import DataError, EdgeCompressError, ExecutionError, Mo
 from edgecompress.isolate import Outcome, run_command
 
 RUNNER = Path(__file__).with_name("runner.py")
-_ERRORS: dict[str, type[EdgeCompressError]] = {
+ERRORS: dict[str, type[EdgeCompressError]] = {
     "data": DataError,
     "execution": ExecutionError,
     "model": ModelError,
@@ -60,7 +60,7 @@ def _reported(document: dict[str, Any], outcome: Outcome) -> EdgeCompressError:
     if document["kind"] == "execution" and received is None:
         received = first_complaint(outcome)
     details = {key: document.get(key) for key in ("where", "expected", "fix")}
-    return _ERRORS[document["kind"]](document["error"], received=received, **details)
+    return ERRORS[document["kind"]](document["error"], received=received, **details)
 
 
 def first_complaint(outcome: Outcome) -> str | None:

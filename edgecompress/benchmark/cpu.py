@@ -11,6 +11,7 @@ from edgecompress.benchmark.measurement import Latency, Measurement, Measurement
 from edgecompress.benchmark.per_op import profile_ops
 from edgecompress.errors import UnavailableError
 from edgecompress.profiles import Target
+from edgecompress.streaming import read_stream
 
 
 def benchmark_cpu(  # noqa: PLR0913 (each is one of the benchmark's conditions, all but the first by name)
@@ -26,6 +27,8 @@ def benchmark_cpu(  # noqa: PLR0913 (each is one of the benchmark's conditions, 
     time_limit_s: float = 300.0,
 ) -> tuple[Measurement, ...]:
     """Times files on this machine's CPU, run by run in turns, so that all of them meet the same noise.
+
+    Of a file of single steps one step is timed, and the measurement says so.
 
     Args:
         models: The .tflite files.
@@ -43,7 +46,7 @@ def benchmark_cpu(  # noqa: PLR0913 (each is one of the benchmark's conditions, 
 
     Raises:
         ExecutionError: The runtime crashed, hung or refused a file; the error names the file.
-        ModelError: There is no such file.
+        ModelError: There is no such file, or what it says of single steps does not fit it.
         UnavailableError: The runtime is not installed.
         UsageError: An option is out of range.
     """
@@ -87,6 +90,7 @@ def _measurement(report: dict[str, Any], one: dict[str, Any]) -> Measurement:
             machine=report["host"]["machine"],
         ),
         threads=report["threads"],
+        steps_per_run=None if read_stream(one["model"]) is None else 1,
         warmups=one["warmups"],
         runs=one["runs"],
         latency=Latency(**{f"{name}_ms": value for name, value in one["latency_ms"].items()}),

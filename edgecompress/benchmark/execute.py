@@ -13,6 +13,7 @@ import numpy.typing as npt
 from edgecompress.benchmark.child import run_runner
 from edgecompress.benchmark.runner import save_arrays
 from edgecompress.errors import DataError
+from edgecompress.streaming import read_stream
 
 Array = npt.NDArray[Any]
 
@@ -26,6 +27,9 @@ def run_tflite(
     time_limit_s: float | None = None,
 ) -> dict[str, Array]:
     """Runs a file on samples, in the numbers of the model's user: quantization stays inside.
+
+    A file of one time step is run over whole sequences: its inputs and outputs are those of the network that it stands
+    for, (samples, steps, ...) where they are sequences of any length, and its states stay inside, too.
 
     Args:
         model: The .tflite file.
@@ -41,7 +45,7 @@ def run_tflite(
     Raises:
         DataError: Names, shapes or types that do not fit the model.
         ExecutionError: The runtime crashed, hung or refused the file.
-        ModelError: There is no such file.
+        ModelError: There is no such file, or what it says of single steps does not fit it.
         UnavailableError: The runtime is not installed.
     """
     for name, values in inputs.items():
@@ -49,10 +53,13 @@ def run_tflite(
             raise DataError("Python objects are not numbers", where=f"{model}: input {name!r}", received=values.dtype)
     if time_limit_s is None:
         time_limit_s = 600.0 + 5.0 * max((len(values) for values in inputs.values()), default=0)
+    stream = read_stream(model)
     with tempfile.TemporaryDirectory(prefix="edgecompress-") as folder:
         samples, predictions = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
         save_arrays(str(samples), inputs)
         options = [f"--inputs={samples}", f"--outputs={predictions}", f"--threads={threads}", f"--runtime={runtime}"]
+        if stream is not None:
+            options.append(f"--stream={stream.model_dump_json()}")
         run_runner(["predict", model, *options], where=str(model), time_limit_s=time_limit_s)
         with np.load(predictions, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}

@@ -76,6 +76,9 @@ class Measurement(_Part):
     kind: MeasurementKind
     ran_on: RanOn | None = None
     threads: _Count | None = None
+    steps_per_run: _Count | None = Field(
+        None, description="Steps of a sequence in one run: 1 if the file is that of single steps, otherwise absent."
+    )
     warmups: _Count = 0
     runs: _Count = 0
     latency: Latency | None = None

@@ -5,6 +5,8 @@ order.
 
     python runner.py benchmark float.tflite int8.tflite --threads 2
     python runner.py predict int8.tflite --inputs samples.npz --outputs predictions.npz
+    python runner.py predict step.tflite --inputs samples.npz --outputs predictions.npz --stream '{"inputs": ["audio"],
+        "outputs": [], "states": [{"input": "gru_state_0", "output": "gru_next_state_0"}]}'
 
 Exactly one JSON document goes to stdout; whatever libraries print goes to stderr. Exit code 0, or 2 with a document
 that has the key "error". Several models are timed in turns, run by run, so that all of them meet the same noise.
@@ -93,8 +95,6 @@ def find_runtime(choice: str) -> Runtime:
 @contextlib.contextmanager
 def runtime_errors(path: str) -> Iterator[None]:
     """Makes each error about a file a RunnerError that names the file."""
-    if not os.path.isfile(path):  # noqa: PTH113 (a plain string, as the runtimes take it)
-        raise RunnerError("no such file", "model", where=path, fix="check the path")
     try:
         yield
     except RunnerError as error:
@@ -104,8 +104,14 @@ def runtime_errors(path: str) -> Iterator[None]:
         raise RunnerError(f"the runtime refused it: {error or type(error).__name__}", where=path) from error
 
 
+def require_file(path: str) -> None:
+    if not os.path.isfile(path):  # noqa: PTH113 (a plain string, as the runtimes take it)
+        raise RunnerError("no such file", "model", fix="check the path")
+
+
 def open_interpreter(path: str, runtime: Runtime, threads: int, *, xnnpack: bool = True) -> Any:
     """Returns an interpreter that is ready to run."""
+    require_file(path)
     types = runtime.resolver
     interpreter = runtime.interpreter(
         model_path=path,
@@ -164,6 +170,7 @@ class CompiledModel:
     def __init__(self, path: str, runtime: Runtime, options: argparse.Namespace) -> None:
         if runtime.name != "litert":
             raise RunnerError(f"{runtime.name} has no CompiledModel", "unavailable", fix="pip install ai-edge-litert")
+        require_file(path)
         module = importlib.import_module("ai_edge_litert.compiled_model")
         self._xnnpack = options.xnnpack
         kernels = module.CpuKernelMode.DELEGATE if options.xnnpack else module.CpuKernelMode.BUILTIN
@@ -428,16 +435,114 @@ def _by_name(details: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return named
 
 
+class StepLoop:
+    """Runs a model of one time step over sequences; its states go from output to input as they are.
+
+    Like a `Predictor`, it has ports and is called with named arrays, those of the whole network: no states among them,
+    and -1 for the number of steps, axis 1 of sequences.
+
+    Args:
+        interpreter: Ready to run.
+        stream: "inputs", the names of those that are cut into steps; "outputs", of those whose steps are joined; and
+            "states", a list of {"input": name, "output": name}.
+    """
+
+    def __init__(self, interpreter: Any, stream: Mapping[str, Any]) -> None:
+        self._interpreter = interpreter
+        step = Predictor(interpreter)
+        self.inputs, self.outputs = step.inputs, step.outputs
+        self._states = [_take_state(step, state["input"], state["output"]) for state in stream["states"]]
+        self._sequences, self._joined = list(stream["inputs"]), list(stream["outputs"])
+        for ports, names, kind in ((self.inputs, self._sequences, "input"), (self.outputs, self._joined, "output")):
+            for name in names:
+                ports[name] = _any_number_of_steps(ports, name, kind)
+
+    def reset(self) -> None:
+        """Begins a new sequence."""
+        self._interpreter.reset_all_variables()
+        for port, _ in self._states:
+            self._interpreter.set_tensor(port.tensor, np.full(port.shape, port.zero_point, port.dtype))
+
+    def advance(self, feed: Mapping[str, Array]) -> None:
+        """Runs one step: of sequences, the feed has one step, (batch, 1, ...)."""
+        for name, values in feed.items():
+            self._interpreter.set_tensor(self.inputs[name].tensor, values)
+        self._interpreter.invoke()
+        # All are read before any is written: one state's output may be another one's input.
+        states = {before.tensor: self._interpreter.get_tensor(after.tensor) for before, after in self._states}
+        for tensor, values in states.items():
+            self._interpreter.set_tensor(tensor, values)
+
+    def read(self, name: str) -> Array:
+        """Returns an output of the last step."""
+        values: Array = self._interpreter.get_tensor(self.outputs[name].tensor)
+        return values
+
+    def __call__(self, feed: dict[str, Array]) -> dict[str, Array]:
+        lengths = {name: feed[name].shape[1] for name in self._sequences}
+        if len(set(lengths.values())) != 1 or 0 in lengths.values():
+            raise RunnerError("each sequence needs the same number of steps, at least one", "data", received=lengths)
+        count = lengths.popitem()[1]
+        # Steps first, so that each is a view of memory in one piece.
+        steps = {name: np.ascontiguousarray(feed[name].swapaxes(0, 1))[:, :, None] for name in self._sequences}
+        whole = {name: values for name, values in feed.items() if name not in steps}
+        joined = {name: self._room(name, count) for name in self._joined}
+        self.reset()
+        for i in range(count):
+            self.advance({**whole, **{name: values[i] for name, values in steps.items()}})
+            for name, room in joined.items():
+                room[:, i] = self.read(name)[:, 0]
+        return {name: joined[name] if name in joined else self.read(name) for name in self.outputs}
+
+    def _room(self, name: str, count: int) -> Array:
+        port = self.outputs[name]
+        return np.empty((port.shape[0], count, *port.shape[2:]), port.dtype)
+
+
+def _take_state(step: Predictor, taken: str, given: str) -> tuple[Port, Port]:
+    """Takes a state from the ports of a model of one time step."""
+    before, after = _port(step.inputs, taken, "input"), _port(step.outputs, given, "output")
+    if before[1:] != after[1:]:
+        what = f"the state's input {taken!r} and its output {given!r} differ in shape, type, scale or zero point"
+        raise RunnerError(what, "model", expected=_describe(before), received=_describe(after))
+    del step.inputs[taken], step.outputs[given]
+    return before, after
+
+
+def _describe(port: Port) -> str:
+    return f"{port.dtype} {port.shape}, scale {port.scale:g}, zero point {port.zero_point}"
+
+
+def _port(ports: Mapping[str, Port], name: str, kind: str) -> Port:
+    if name not in ports:
+        raise RunnerError(f"there is no {kind} {name!r} to run single steps with", "model", expected=sorted(ports))
+    return ports[name]
+
+
+def _any_number_of_steps(ports: Mapping[str, Port], name: str, kind: str) -> Port:
+    port = _port(ports, name, kind)
+    if port.shape[1:2] != (1,):
+        what = f"the {kind} {name!r} has not one time step along axis 1"
+        raise RunnerError(what, "model", expected="(batch, 1, ...)", received=port.shape)
+    return port._replace(shape=(port.shape[0], -1, *port.shape[2:]))
+
+
 def check_samples(inputs: dict[str, Port], samples: dict[str, Array]) -> tuple[int, int]:
-    """Checks names and shapes, and returns the number of samples and the model's batch size."""
+    """Checks names and shapes, and returns the number of samples and the model's batch size.
+
+    A size of -1 takes any.
+    """
     if set(samples) != set(inputs):
         raise RunnerError("the input names differ", "data", expected=sorted(inputs), received=sorted(samples))
     for name, port in inputs.items():
         if not port.shape:
             raise RunnerError("the model takes a single number here, no samples", "data", where=f"input {name!r}")
         shape = samples[name].shape
-        if len(shape) != len(port.shape) or shape[1:] != port.shape[1:]:
-            expected = str(("samples", *port.shape[1:])).replace("'", "")
+        if len(shape) != len(port.shape) or any(
+            size not in (-1, shape[axis]) for axis, size in enumerate(port.shape) if axis > 0
+        ):
+            sizes = ("steps" if size < 0 else size for size in port.shape[1:])
+            expected = str(("samples", *sizes)).replace("'", "")
             raise RunnerError("the shape differs", "data", where=f"input {name!r}", expected=expected, received=shape)
     counts = {name: len(samples[name]) for name in inputs}
     batches = {name: port.shape[0] for name, port in inputs.items()}
@@ -448,7 +553,7 @@ def check_samples(inputs: dict[str, Port], samples: dict[str, Array]) -> tuple[i
     return counts.popitem()[1], batches.popitem()[1]
 
 
-def predict_samples(model: Predictor, samples: dict[str, Array], *, raw: bool) -> dict[str, Array]:
+def predict_samples(model: Predictor | StepLoop, samples: dict[str, Array], *, raw: bool) -> dict[str, Array]:
     """Runs all samples, in chunks of the model's batch size; the last one is filled up with its last sample.
 
     Args:
@@ -499,7 +604,8 @@ def predict(options: argparse.Namespace) -> dict[str, object]:
     runtime = find_runtime(options.runtime)
     samples = load_samples(options.inputs)
     with runtime_errors(options.model):
-        model = Predictor(open_interpreter(options.model, runtime, options.threads))
+        interpreter = open_interpreter(options.model, runtime, options.threads)
+        model = Predictor(interpreter) if options.stream is None else StepLoop(interpreter, options.stream)
         results = predict_samples(model, samples, raw=options.raw)
     save_arrays(options.outputs, results)
     return {
@@ -525,6 +631,20 @@ def _at_least(least: float, kind: Callable[[str], float]) -> Callable[[str], flo
     return parse
 
 
+def _stream(text: str) -> dict[str, Any]:
+    try:
+        stream: dict[str, Any] = json.loads(text)
+        wanted = all(isinstance(name, str) for key in ("inputs", "outputs") for name in stream[key])
+        wanted = wanted and all(
+            isinstance(state[key], str) for state in stream["states"] for key in ("input", "output")
+        )
+    except (ValueError, LookupError, TypeError):
+        wanted = False
+    if not wanted or not stream["inputs"]:
+        raise argparse.ArgumentTypeError(f"not what --help describes: {text}")
+    return stream
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="runner.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -542,6 +662,11 @@ def build_parser() -> argparse.ArgumentParser:
     prediction.add_argument("model", help=".tflite file")
     prediction.add_argument("--inputs", required=True, help=".npz file: one array (samples, ...) for each input")
     prediction.add_argument("--outputs", required=True, help=".npz file to write")
+    prediction.add_argument(
+        "--stream", type=_stream, help="of a model of one time step, which is then run over sequences: JSON with the "
+        'names of "inputs" that are cut along axis 1, of "outputs" that are joined, and "states": a list of '
+        '{"input": name, "output": name}',
+    )  # fmt: skip
     prediction.add_argument("--raw", action="store_true", help="neither quantize inputs nor dequantize outputs")
     prediction.set_defaults(run=predict)
     for command in (timing, prediction):

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
+from tests.handsteps import clamped_sum, counted_tokens, delay_line, shifted_sum
+
 _TYPES = {
     "float32": schema.TensorType.FLOAT32,
     "int8": schema.TensorType.INT8,
@@ -191,6 +193,28 @@ def _write_stateful(path: Path) -> Path:
     return net.write(path, {"x": x}, {"y": y})
 
 
+def _write_lstm(path: Path) -> Path:
+    """An LSTM as one operator, which remembers its states from run to run: 5 steps of 4 features, 3 units."""
+    net = Network()
+    x, y = net.tensor("x", (1, 5, 4)), net.tensor("y", (1, 5, 3))
+    kernels = [net.tensor(f"w{i}", (3, 4), data=np.roll(WEIGHTS, i, 1)) for i in range(4)]
+    recurrent = [net.tensor(f"r{i}", (3, 3), data=np.roll(WEIGHTS[:, :3], i, 1)) for i in range(4)]
+    biases = [net.tensor(f"b{i}", (3,), data=BIAS) for i in range(4)]
+    states = [net.tensor(name, (1, 3)) for name in ("output_state", "cell_state")]
+    for state in states:
+        net.tensors[state].isVariable = True
+    options = schema.UnidirectionalSequenceLSTMOptionsT()
+    options.fusedActivationFunction = schema.ActivationFunctionType.TANH
+    net.add(
+        schema.BuiltinOperator.UNIDIRECTIONAL_SEQUENCE_LSTM,
+        [x, *kernels, *recurrent, -1, -1, -1, *biases, -1, -1, *states, -1, -1, -1, -1],
+        [y],
+        options,
+        schema.BuiltinOptions.UnidirectionalSequenceLSTMOptions,
+    )
+    return net.write(path, {"x": x}, {"y": y})
+
+
 def _write_crashing(path: Path) -> Path:
     """Degenerate scales, as an untrained network gets them: the runtime aborts its process."""
     net = Network()
@@ -230,6 +254,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "two_inputs": _write_two_inputs(folder / "two_inputs.tflite"),
         "embedding": _write_embedding(folder / "embedding.tflite"),
         "stateful": _write_stateful(folder / "stateful.tflite"),
+        "lstm": _write_lstm(folder / "lstm.tflite"),
         "crashing": _write_crashing(folder / "crashing.tflite"),
         "truncated": truncated,
         "text": text,
@@ -262,3 +287,17 @@ def no_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (folder / name).mkdir(parents=True)
         (folder / name / "__init__.py").write_text(f"raise ImportError('no {name} here')", "utf-8")
     monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+@pytest.fixture(scope="session")
+def step_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files of one time step, by name."""
+    folder = tmp_path_factory.mktemp("steps")
+    return {
+        "sum": clamped_sum(folder / "sum.tflite"),
+        "sum_of_4": clamped_sum(folder / "sum_of_4.tflite", batch=4),
+        "two_scales": clamped_sum(folder / "two_scales.tflite", next_scale=0.25),
+        "shifted": shifted_sum(folder / "shifted.tflite"),
+        "tokens": counted_tokens(folder / "tokens.tflite"),
+        "delay": delay_line(folder / "delay.tflite"),
+    }

@@ -110,3 +110,8 @@ def test_a_measurement_has_a_latency_or_a_reason() -> None:
         Measurement(target=Target.GPU, kind=MeasurementKind.MEASURED, latency=Latency(**zeros))
     absent = Measurement(target=Target.GPU, kind=MeasurementKind.MEASURED, unavailable_because="no adapter found")
     assert absent.latency is None
+
+
+def test_one_step_of_a_file_of_steps_is_timed(models: dict[str, Path], step_files: dict[str, Path]) -> None:
+    whole, step = benchmark_cpu([models["dense"], step_files["sum"]], runs=2, min_seconds=0)
+    assert (whole.steps_per_run, step.steps_per_run) == (None, 1)

@@ -9,6 +9,8 @@ import pytest
 
 from edgecompress.benchmark.execute import run_tflite
 from edgecompress.errors import DataError, ExecutionError, ModelError, UnavailableError
+from edgecompress.streaming import Stream
+from tests.handsteps import FEATURES, SCALE, SUM, ZERO, clamped_sum, sum_steps
 
 RNG = np.random.default_rng(3)
 
@@ -60,9 +62,12 @@ def test_without_a_signature_tensor_names_are_used(models: dict[str, Path], refe
     np.testing.assert_allclose(y, reference.float_dense(x), rtol=1e-5, atol=1e-6)
 
 
-def test_samples_do_not_see_each_other_through_a_models_state(models: dict[str, Path]) -> None:
-    x = np.repeat(RNG.uniform(-1, 1, (1, 4)).astype(np.float32), 3, axis=0)
-    y = run_tflite(models["stateful"], {"x": x})["y"]
+@pytest.mark.parametrize(("model", "shape"), [("stateful", (1, 4)), ("lstm", (1, 5, 4))])
+def test_samples_do_not_see_each_other_through_a_models_state(
+    models: dict[str, Path], model: str, shape: tuple[int, ...]
+) -> None:
+    x = np.repeat(RNG.uniform(-1, 1, shape).astype(np.float32), 3, axis=0)
+    y = run_tflite(models[model], {"x": x})["y"]
     assert np.abs(y[0]).max() > 0
     np.testing.assert_array_equal(y, np.repeat(y[:1], 3, axis=0))
 
@@ -97,9 +102,9 @@ def test_samples_that_do_not_fit_are_refused(
     assert str(caught.value).startswith(str(models[model]))
 
 
-@pytest.mark.parametrize("name", ["truncated", "text"])
-def test_what_is_not_a_model_is_an_error(models: dict[str, Path], name: str) -> None:
-    with pytest.raises(ExecutionError, match=f"{name}.tflite: the runtime refused it"):
+@pytest.mark.parametrize(("name", "said"), [("truncated", "truncated or damaged"), ("text", "not a .tflite file")])
+def test_what_is_not_a_model_is_an_error(models: dict[str, Path], name: str, said: str) -> None:
+    with pytest.raises(ModelError, match=f"{name}.tflite: {said}"):
         run_tflite(models[name], {"x": np.zeros((1, 4))})
 
 
@@ -122,3 +127,68 @@ def test_a_missing_file() -> None:
 def test_a_missing_runtime_is_unavailable(models: dict[str, Path]) -> None:
     with pytest.raises(UnavailableError, match="pip install ai-edge-litert"):
         run_tflite(models["dense"], {"x": np.zeros((1, 4))})
+
+
+@pytest.mark.parametrize("file", ["sum", "sum_of_4"])
+def test_single_steps_are_the_whole_sequence_to_the_last_bit(step_files: dict[str, Path], file: str) -> None:
+    x = RNG.integers(-40, 46, (6, 1000, FEATURES)).astype(np.int8)
+    outputs = run_tflite(step_files[file], {"x": x})
+    expected = sum_steps(x)
+    assert expected.min() == -128 and expected.max() == 127  # noqa: PT018 (so it is no plain sum)
+    assert {name: values.shape for name, values in outputs.items()} == {"sums": (6, 1000, 4), "doubled": (6, 4)}
+    np.testing.assert_array_equal(outputs["sums"], (expected.astype(np.float32) - ZERO) * SCALE)
+    np.testing.assert_array_equal(outputs["doubled"], 2 * outputs["sums"][:, -1])
+
+
+def test_steps_of_sequences_go_together_and_the_rest_goes_whole(step_files: dict[str, Path]) -> None:
+    a, b = RNG.normal(size=(2, 3, 7, 2)).astype(np.float32)
+    offset = RNG.normal(size=(3, 2)).astype(np.float32)
+    outputs = run_tflite(step_files["shifted"], {"offset": offset, "b": b, "a": a})
+    np.testing.assert_allclose(outputs["total"], (a + b).sum(1) + 7 * offset, rtol=1e-5, atol=1e-5)
+
+
+def test_steps_may_be_token_ids(step_files: dict[str, Path]) -> None:
+    ids = np.array([[0, 1, 2], [2, 2, 0]])
+    expected = np.array([[0, 1], [10, 11], [20, 21]], np.float32)[ids].cumsum(1)
+    np.testing.assert_array_equal(run_tflite(step_files["tokens"], {"ids": ids})["sums"], expected)
+
+
+def test_states_change_all_at_once(step_files: dict[str, Path]) -> None:
+    x = RNG.normal(size=(2, 6, 2)).astype(np.float32)
+    y = run_tflite(step_files["delay"], {"x": x})["y"]
+    np.testing.assert_array_equal(y, np.pad(x, ((0, 0), (2, 0), (0, 0)))[:, :6])
+
+
+@pytest.mark.parametrize(
+    ("file", "shapes", "message"),
+    [
+        ("sum", {"x": (2, 0, 4)}, "the same number of steps, at least one; received {'x': 0}"),
+        ("sum", {"x": (2, 5, 3)}, "input 'x': the shape differs; expected (samples, steps, 4); received (2, 5, 3)"),
+        ("sum", {"x": (2, 4)}, "input 'x': the shape differs; expected (samples, steps, 4); received (2, 4)"),
+        ("sum", {"x": (2, 5, 4), "sum": (2, 4)}, "the input names differ; expected ['x']; received ['sum', 'x']"),
+        (
+            "shifted",
+            {"a": (2, 5, 2), "b": (2, 6, 2), "offset": (2, 2)},
+            "the same number of steps, at least one; received {'a': 5, 'b': 6}",
+        ),
+    ],
+)
+def test_sequences_that_do_not_fit_are_refused(
+    step_files: dict[str, Path], file: str, shapes: dict[str, tuple[int, ...]], message: str
+) -> None:
+    with pytest.raises(DataError, match=re.escape(message)) as caught:
+        run_tflite(step_files[file], {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+    assert str(caught.value).startswith(str(step_files[file]))
+
+
+def test_a_state_comes_out_as_it_goes_in(step_files: dict[str, Path]) -> None:
+    with pytest.raises(ModelError, match="input 'sum' and its output 'next_sum' differ") as caught:
+        run_tflite(step_files["two_scales"], {"x": np.zeros((1, 2, 4))})
+    assert "scale 0.125, zero point 3; received int8 (1, 4), scale 0.25" in str(caught.value)
+
+
+def test_what_is_cut_and_joined_has_one_step(tmp_path: Path) -> None:
+    stream = Stream(inputs=SUM.inputs, outputs=("doubled",), states=SUM.states)
+    file = clamped_sum(tmp_path / "wrong.tflite", stream=stream)
+    with pytest.raises(ModelError, match="the output 'doubled' has not one time step along axis 1"):
+        run_tflite(file, {"x": np.zeros((1, 2, 4))})

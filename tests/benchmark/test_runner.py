@@ -17,6 +17,7 @@ import pytest
 
 from edgecompress.benchmark import runner
 from edgecompress.benchmark.runner import delegated_partitions, random_values, summarize, time_in_turns
+from tests.handsteps import sum_steps
 
 SOURCE = Path(runner.__file__)
 QUICK = ["--runs", "3", "--warmup", "2", "--min-seconds", "0"]
@@ -184,6 +185,46 @@ def test_raw_predictions_are_the_integers_behind_the_others(models: dict[str, Pa
     raw, real = results
     assert raw.dtype == np.int8
     np.testing.assert_allclose(real, (raw.astype(float) + 7) * 0.05, rtol=1e-6)
+
+
+def test_steps_are_run_over_raw_sequences(step_files: dict[str, Path], tmp_path: Path) -> None:
+    samples, outputs = tmp_path / "in.npz", tmp_path / "out.npz"
+    x = np.random.default_rng(0).integers(-40, 46, (2, 30, 4)).astype(np.int8)
+    np.savez(samples, x=x)
+    stream = '{"inputs": ["x"], "outputs": ["sums"], "states": [{"input": "sum", "output": "next_sum"}]}'
+    files = ["--inputs", samples, "--outputs", outputs]
+    code, report, _ = run("predict", step_files["sum"], *files, "--raw", "--stream", stream)
+    assert code == 0
+    assert report["outputs"]["sums"] == {"shape": [2, 30, 4], "dtype": "int8"}
+    with np.load(outputs) as file:
+        np.testing.assert_array_equal(file["sums"], sum_steps(x))
+
+
+@pytest.mark.parametrize(
+    ("stream", "kind", "words"),
+    [
+        ("{", "usage", "--stream: not what --help describes: {"),
+        ("[]", "usage", "--stream: not what --help describes"),
+        ('{"inputs": [], "outputs": [], "states": []}', "usage", "--stream: not what --help describes"),
+        ('{"inputs": ["x"], "outputs": [], "states": [{"input": "sum"}]}', "usage", "--stream: not what --help"),
+        ('{"inputs": ["y"], "outputs": [], "states": []}', "model", "there is no input 'y'"),
+        ('{"inputs": ["x"], "outputs": ["y"], "states": []}', "model", "there is no output 'y'"),
+        (
+            '{"inputs": ["x"], "outputs": [], "states": [{"input": "sum", "output": "y"}]}',
+            "model",
+            "there is no output 'y'",
+        ),
+    ],
+)
+def test_steps_that_the_file_does_not_have(
+    step_files: dict[str, Path], tmp_path: Path, stream: str, kind: str, words: str
+) -> None:
+    samples = tmp_path / "in.npz"
+    np.savez(samples, x=np.zeros((1, 2, 4)))
+    files = ["--inputs", samples, "--outputs", tmp_path / "out.npz"]
+    code, report, _ = run("predict", step_files["sum"], *files, "--stream", stream)
+    assert (code, report["kind"]) == (2, kind)
+    assert words in report["error"]
 
 
 def test_models_take_turns() -> None:

@@ -1,4 +1,4 @@
-"""Vela's flash size: the real compiler on a small int8 file, and what can go wrong with it."""
+"""What Vela says of a file: the real compiler on a small int8 file, and what can go wrong with it."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from edgecompress.converters import ethos_u
 from edgecompress.converters.ethos_u import FlashSize, read_summary, vela_flash_bytes
 
-IN_DRAM = FlashSize(unavailable_because="Vela keeps the weights in DRAM in this system")
+IN_DRAM = "Vela keeps the weights in DRAM in this system"
 HEADER = "network,weights_storage_area,on_chip_flash_memory_used,off_chip_flash_memory_used"
 
 
@@ -15,6 +15,10 @@ def test_the_real_compiler(digits_int8) -> None:
     found = vela_flash_bytes(digits_int8, "ethos-u55-128")
     assert found.unavailable_because is None
     assert found.size_bytes is not None
+    # Two at the borders, which are float, and the rest.
+    assert found.cpu_operators == 2
+    assert found.npu_operators is not None
+    assert found.npu_operators >= 5
     assert 2_000 < found.size_bytes < digits_int8.stat().st_size  # 5,072 weights of 8 bits, encoded, and commands
 
 
@@ -48,7 +52,15 @@ def test_zeros_take_less_flash(tmp_path, to_tflite, in_process) -> None:
 
 def test_an_accelerator_that_keeps_weights_elsewhere(digits_int8) -> None:
     found = vela_flash_bytes(digits_int8, "ethos-u65-256")
-    assert found == IN_DRAM
+    assert (found.size_bytes, found.unavailable_because) == (None, IN_DRAM)
+    assert found.cpu_operators == 2
+
+
+def test_a_float_file_stays_on_the_processor(tmp_path, to_tflite, digits_cnn) -> None:
+    found = vela_flash_bytes(to_tflite(digits_cnn.model, tmp_path), "ethos-u55-128")
+    assert found.npu_operators == 0
+    assert found.cpu_operators is not None
+    assert found.cpu_operators >= 5
 
 
 @pytest.mark.parametrize(("content", "words"), [(b"not a model", "Vela ended with exit code"), (None, "No such file")])
@@ -57,7 +69,7 @@ def test_a_file_that_vela_refuses(tmp_path, content, words) -> None:
     if content is not None:
         file.write_bytes(content)
     found = vela_flash_bytes(file, "ethos-u55-128")
-    assert found.size_bytes is None
+    assert (found.size_bytes, found.cpu_operators, found.npu_operators) == (None, None, None)
     assert words in (found.unavailable_because or "")
 
 
@@ -84,7 +96,7 @@ def test_a_compiler_that_hangs_is_ended(digits_int8) -> None:
         (f"{HEADER}\nnet,Off-chip Flash,1.5,27.984375\n", FlashSize(30192)),
         (
             f"{HEADER}\nnet,DRAM,0.0,0.0\n",
-            FlashSize(unavailable_because="Vela keeps the weights in DRAM in this system"),
+            FlashSize(unavailable_because=IN_DRAM),
         ),
         *(
             (text, FlashSize(unavailable_because="Vela's summary has no flash sizes that can be read"))

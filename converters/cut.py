@@ -1,0 +1,401 @@
+"""Cuts the recurrent layers out of a model's graph.
+
+What is left is converted as any other model; the recurrent layers are written by `integer_cells`, and `joining` puts
+both together. While the model is traced, its recurrent layers are replaced by stand-ins that keep what they are given
+and answer with new inputs of the graph; nothing else has to be known of how the model is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from edgecompress.artifacts import Artifact
+from edgecompress.converters.stand_ins import Handlers, RecurrentCall, refused, replaced
+from edgecompress.converters.tflite import FrozenGraph, freeze_call, without_16_bits
+from edgecompress.data import Array, Dataset, InputSpec
+from edgecompress.errors import ConversionError, InternalError
+from edgecompress.functional import cause_of
+from edgecompress.loaded import LoadedModel
+from edgecompress.recurrent.cells import RecurrentLayer
+from edgecompress.recurrent.observing import run
+from edgecompress.recurrent.reading import UnsupportedLayerError, is_recurrent, read_recurrent
+from edgecompress.recurrent.scales import Range
+
+_BATCH = 32
+_CONTROL_FLOW = frozenset({"WHILE", "IF"})
+_TOLERANCE = 1e-3  # of the largest value: the order of sums is another
+_PROOF_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Site:
+    """A recurrent layer in the network.
+
+    Attributes:
+        layer: What it computes.
+        inputs: Names of what it takes: the sequence, and the states that it begins with, if it is given any.
+        outputs: Names of what it gives: the output, and with return_state its last states.
+        steps: Length of the sequence.
+        ranges: Of its results, if it was trained with rounding simulated.
+        mask: Name of what says which steps count, bool (1, steps), or None.
+    """
+
+    layer: RecurrentLayer
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    steps: int
+    ranges: Mapping[str, Range] | None = None
+    mask: str | None = None
+
+
+@dataclass(frozen=True)
+class Masking:
+    """A Masking layer: steps of which all features are `value` do not count.
+
+    Attributes:
+        name: Its name.
+        value: What features are where there is nothing.
+        input: Name of the sequence that it takes, (1, steps, features).
+        output: Name of what says which steps count, bool (1, steps).
+    """
+
+    name: str
+    value: float
+    input: str
+    output: str
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A network in two parts.
+
+    Attributes:
+        inputs: The network's own inputs, as the file will have them.
+        outputs: Names of its own outputs.
+        sites: Its recurrent layers, each after those that it depends on.
+        masks: Its Masking layers: after quantization, the graph could no longer tell whether two numbers are the same.
+        outer: The rest as a graph: besides the network's own inputs it takes what sites and masks give, and besides its
+            outputs it gives what they take. None if nothing is left.
+        links: What needs no operator: the name of an output, or of what a site or mask takes, and what it is the same
+            as.
+    """
+
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[str, ...]
+    sites: tuple[Site, ...]
+    masks: tuple[Masking, ...]
+    outer: FrozenGraph | None
+    links: Mapping[str, str] = field(default_factory=dict)
+
+
+def has_recurrent_layers(model: LoadedModel) -> bool:
+    """Returns whether a model has layers to cut out; nothing is known of the graph of a SavedModel."""
+    return model.is_keras and any(is_recurrent(layer) for layer in model.model._flatten_layers())  # noqa: SLF001
+
+
+def has_loops(artifact: Artifact) -> bool:
+    """Returns whether a file has loops or branches, inside of which litert-quantizer leaves activations in float."""
+    return any(op.name in _CONTROL_FLOW for op in artifact.ops)
+
+
+def cut(model: LoadedModel, fixed: Sequence[InputSpec], *, one_step: bool = False) -> Cut:
+    """Cuts a Keras model.
+
+    Args:
+        model: A Keras 3 or tf_keras model.
+        fixed: Its inputs with every dimension known, a batch of 1.
+        one_step: Trace a single step of it: sequences are 1 long then.
+
+    Raises:
+        ConversionError: Names the recurrent layer that has no integer form, and why.
+    """
+    model = without_16_bits(model)
+    specs = tuple(fixed)
+    if one_step:
+        specs = one_step_of(specs, _probe(model, fixed)[0][0].steps)
+    probes, masks = _probe(model, specs, whole=not one_step)
+    extra = [spec for probe in probes for spec in probe.outputs] + [spec for mask in masks for spec in mask.outputs]
+    kept: list[str] = []
+    links: dict[str, str] = {}
+
+    def call(*tensors: Any) -> list[Any]:
+        names = {id(tensor): spec.name for tensor, spec in zip(tensors, (*specs, *extra), strict=True)}
+        given = {spec.name: tensor for tensor, spec in zip(tensors, (*specs, *extra), strict=True)}
+        waiting, waiting_masks = iter(probes), iter(masks)
+        taken: dict[str, Any] = {}
+
+        def masking(_layer: Any, x: Any) -> Any:
+            mask = next(waiting_masks).layer
+            taken[mask.input] = x
+            return given[mask.output]
+
+        def stand_in(made: RecurrentCall) -> Sequence[Any]:
+            probe = next(waiting)
+            taken.update(zip(probe.inputs, (made.x, *made.states), strict=True))
+            if probe.mask is not None:
+                taken[probe.mask] = made.mask
+            return [_rounded(given[spec.name], index, probe.layer) for index, spec in enumerate(probe.outputs)]
+
+        with replaced(model, Handlers(stand_in, masking)):
+            results = dict(zip(model.outputs, _run(model, tensors[: len(specs)], whole=not one_step), strict=True))
+        kept.clear()
+        links.clear()
+        for name, tensor in {**taken, **results}.items():
+            if id(tensor) in names:
+                links[name] = names[id(tensor)]
+            else:
+                kept.append(name)
+        everything = {**taken, **results}
+        return [everything[name] for name in kept]
+
+    outer = _freeze(model, call, (*specs, *extra), kept)
+    sites = tuple(
+        Site(
+            _read(probe.layer, in_order=probe.in_order), probe.inputs, tuple(spec.name for spec in probe.outputs),
+            probe.steps, getattr(probe.layer, "ranges", None), probe.mask,
+        )
+        for probe in probes
+    )  # fmt: skip
+    return Cut(specs, tuple(model.outputs), sites, tuple(mask.layer for mask in masks), outer, links)
+
+
+def one_step_of(specs: Sequence[InputSpec], steps: int) -> tuple[InputSpec, ...]:
+    """Returns the inputs of one step: of those that are sequences of that many steps, a single one."""
+    return tuple(
+        replace(spec, shape=(spec.shape[0], 1, *spec.shape[2:])) if is_sequence(spec, steps) else spec for spec in specs
+    )
+
+
+def is_sequence(spec: InputSpec, steps: int) -> bool:
+    """Returns whether an input is cut into steps: features of that many steps, or as many tokens."""
+    tokens = len(spec.shape) == 2 and spec.dtype.startswith(("int", "uint", "bool"))  # noqa: PLR2004 (batch, steps)
+    return (len(spec.shape) > 2 or tokens) and spec.shape[1] == steps  # noqa: PLR2004
+
+
+def record(model: LoadedModel, fixed: Sequence[InputSpec], samples: Dataset, found: Cut) -> dict[str, Array]:
+    """Runs the float model on samples and returns what its recurrent layers took and gave, by the names in the cut.
+
+    Raises:
+        InternalError: A layer computes something else than was read from it.
+    """
+    import tensorflow as tf
+
+    model = without_16_bits(model)
+    own_batch = next((spec.shape[0] for spec in model.inputs if spec.shape[0] is not None), None)
+
+    def call(*tensors: Any) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+        waiting, waiting_masks = iter(found.sites), iter(found.masks)
+
+        def masking(layer: Any, x: Any) -> Any:
+            mask = next(waiting_masks)
+            seen[mask.input] = x
+            seen[mask.output] = tf.reduce_any(tf.not_equal(x, tf.cast(layer.mask_value, x.dtype)), axis=-1)
+            return seen[mask.output]
+
+        def original(made: RecurrentCall) -> Sequence[Any]:
+            site, results = next(waiting), _run_layer(made)
+            seen.update(zip((*site.inputs, *site.outputs), (made.x, *made.states, *results), strict=True))
+            if site.mask is not None:
+                seen[site.mask] = made.mask
+            return results
+
+        with replaced(model, Handlers(original, masking)):
+            model.call(*tensors)
+        return seen
+
+    signature = [tf.TensorSpec((own_batch, *spec.sample_shape), spec.dtype) for spec in fixed]
+    traced = tf.function(call, input_signature=signature, autograph=False).get_concrete_function()
+    parts: dict[str, list[Array]] = {}
+    count, batch = len(samples), own_batch or _BATCH
+    for start in range(0, count, batch):
+        rows = np.resize(np.arange(start, min(start + batch, count)), own_batch or min(batch, count - start))
+        chunk = [tf.constant(samples.inputs[spec.name][rows], spec.dtype) for spec in fixed]
+        for name, tensor in traced(*chunk).items():
+            parts.setdefault(name, []).append(np.asarray(tensor, bool if tensor.dtype.is_bool else np.float32))
+    arrays = {name: np.concatenate(arrays)[:count] for name, arrays in parts.items()}
+    for site in found.sites:
+        _prove(model, site, arrays)
+    return arrays
+
+
+def _prove(model: LoadedModel, site: Site, arrays: Mapping[str, Array]) -> None:
+    x, *states = (arrays[name][:_PROOF_SAMPLES] for name in site.inputs)
+    mask = None if site.mask is None else arrays[site.mask][:_PROOF_SAMPLES]
+    for name, result in zip(site.outputs, run(site.layer, x, states, mask), strict=True):
+        wanted = arrays[name][:_PROOF_SAMPLES]
+        error = float(np.abs(result - wanted).max()) / max(float(np.abs(wanted).max()), 1e-6)
+        if not error <= _TOLERANCE:
+            raise InternalError(
+                f"layer {site.layer.name!r} written in integer operations differs by {error:.2g} of its size",
+                where=model.name, fix="use --scheme dynamic, and please report it with the layer's configuration",
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """What a first look at a call of a recurrent layer shows."""
+
+    layer: Any
+    in_order: bool
+    inputs: tuple[str, ...]
+    outputs: tuple[InputSpec, ...]
+    steps: int
+    mask: str | None
+
+
+@dataclass(frozen=True)
+class _MaskProbe:
+    """Likewise of a Masking layer."""
+
+    layer: Masking
+    outputs: tuple[InputSpec, ...]
+
+
+def _probe(
+    model: LoadedModel, specs: Sequence[InputSpec], *, whole: bool = True
+) -> tuple[list[_Probe], list[_MaskProbe]]:
+    """Traces the model once to see its recurrent layers and masks, in the order in which they are called."""
+    import tensorflow as tf
+
+    probes: list[_Probe] = []
+    masks: list[_MaskProbe] = []
+
+    def look_at_mask(layer: Any, x: Any) -> Any:
+        if x.shape[0] != 1 or None in x.shape or x.graph is not graph:
+            raise ConversionError(
+                f"layer {layer.name!r} (Masking) is called on {tuple(x.shape)}, and only (1, steps, features) has an "
+                "integer form here", fix="call it on the sequence itself, outside of TimeDistributed and loops",
+            )  # fmt: skip
+        own = f"masking_{len(masks)}"
+        found = Masking(layer.name, float(layer.mask_value), f"{own}_input", f"{own}_output")
+        masks.append(_MaskProbe(found, (InputSpec(found.output, tuple(x.shape[:2]), "bool"),)))
+        return tf.ones(x.shape[:2], tf.bool)
+
+    def look(made: RecurrentCall) -> Sequence[Any]:
+        number, layer, x = len(probes), made.layer, made.x
+        known = _read(layer, in_order=made.in_order)
+        if x.shape.rank != 3 or x.shape[0] != 1 or x.shape[1] is None or x.graph is not graph:  # noqa: PLR2004
+            raise refused(
+                layer, f"it is called on {tuple(x.shape)}, and only (1, steps, features) has an integer form here",
+                "call it on the sequence itself, outside of TimeDistributed and loops",
+            )  # fmt: skip
+        if made.mask is not None:
+            _refuse_mask(made, known)
+        shape = (1, int(x.shape[1]), known.units) if known.return_sequences else (1, known.units)
+        shapes = [shape, *([(1, known.units)] * len(known.states) if known.return_state else ())]
+        outputs = tuple(
+            InputSpec(f"recurrent_{number}_output_{place}", each, "float32") for place, each in enumerate(shapes)
+        )
+        inputs = tuple(f"recurrent_{number}_input_{place}" for place in range(1 + len(made.states)))
+        mask = None if made.mask is None else f"recurrent_{number}_mask"
+        probes.append(_Probe(layer, made.in_order, inputs, outputs, int(x.shape[1]), mask))
+        return [tf.zeros(spec.shape) for spec in outputs]
+
+    graph = tf.__internal__.FuncGraph("probe")
+    with graph.as_default(), replaced(model, Handlers(look, look_at_mask)):
+        tensors = [tf.compat.v1.placeholder(spec.dtype, spec.shape) for spec in specs]
+        try:
+            _run(model, tensors, whole=whole)
+        except ConversionError:
+            raise
+        except Exception as error:
+            what = "the model cannot be traced at fixed shapes" if whole else "the model cannot be run step by step"
+            raise ConversionError(f"{what}: {cause_of(error)}", where=model.name) from error
+    return probes, masks
+
+
+def _run(model: LoadedModel, tensors: Sequence[Any], *, whole: bool) -> list[Any]:
+    if whole:
+        return model.call(*tensors)
+    return model.call_body(*tensors)
+
+
+def _freeze(
+    model: LoadedModel, call: Callable[..., list[Any]], specs: Sequence[InputSpec], kept: list[str]
+) -> FrozenGraph | None:
+    """Freezes what is left, without inputs that nothing is left of; the names of its outputs are in `kept` then."""
+    import tensorflow as tf
+
+    graph = tf.__internal__.FuncGraph("links")
+    with graph.as_default():
+        tensors = [tf.compat.v1.placeholder(spec.dtype, spec.shape) for spec in specs]
+        needed = _needed_by(call(*tensors))
+    if not kept:
+        return None
+    used = [tensor.op in needed for tensor in tensors]
+
+    def call_used(*given: Any) -> list[Any]:
+        waiting = iter(given)
+        return call(
+            *(
+                next(waiting) if need else tf.zeros(spec.shape, spec.dtype)
+                for need, spec in zip(used, specs, strict=True)
+            )
+        )
+
+    return freeze_call(model, call_used, [spec for need, spec in zip(used, specs, strict=True) if need], list(kept))
+
+
+def _needed_by(tensors: Sequence[Any]) -> set[Any]:
+    """Returns the operations of a graph that tensors depend on."""
+    found: set[Any] = set()
+    waiting = [tensor.op for tensor in tensors]
+    while waiting:
+        operation = waiting.pop()
+        if operation not in found:
+            found.add(operation)
+            waiting += [each.op for each in operation.inputs] + list(operation.control_inputs)
+    return found
+
+
+def _read(layer: Any, *, in_order: bool) -> RecurrentLayer:
+    import tensorflow as tf
+
+    try:
+        with tf.init_scope():  # the values of variables cannot be read inside of a graph
+            return read_recurrent(layer, in_order=in_order)
+    except UnsupportedLayerError as error:
+        raise refused(layer, str(error), error.fix) from None
+
+
+def _refuse_mask(made: RecurrentCall, layer: RecurrentLayer) -> None:
+    """Refuses masks that have no place here."""
+    fix = "build the model without the mask (mask_zero=False, no Masking), and give it these weights"
+    if made.mask.shape != made.x.shape[:2]:
+        raise refused(made.layer, f"its mask ({made.mask.name}) has the shape {tuple(made.mask.shape)}", fix)
+    if layer.zero_masked and not layer.return_sequences:
+        raise refused(
+            made.layer, f"a mask ({made.mask.name}) reaches it, and zero_output_for_mask without return_sequences", fix
+        )
+
+
+def _rounded(tensor: Any, index: int, layer: Any) -> Any:
+    """Says to the converter what scale a trained layer's output has; the output and the first state are the same."""
+    import tensorflow as tf
+
+    ranges = getattr(layer, "ranges", None)
+    if ranges is None:
+        return tensor
+    return tf.quantization.fake_quant_with_min_max_vars(tensor, *ranges[f"state_{max(index - 1, 0)}"])
+
+
+def _run_layer(made: RecurrentCall) -> list[Any]:
+    """Calls a recurrent layer itself, past its stand-in."""
+    import tensorflow as tf
+
+    layer, states = made.layer, list(made.states)
+    call = type(layer).call.__get__(layer)
+    if hasattr(layer, "recurrent_layer"):
+        result = call([made.x, *states] if states else made.x)
+    else:
+        options = {"initial_state": states} if states else {}
+        result = call(made.x, mask=made.mask, training=False, **options)
+    outputs = list(result) if isinstance(result, (list, tuple)) else [result]
+    if made.in_order and layer.go_backwards and layer.return_sequences:
+        outputs[0] = tf.reverse(outputs[0], [1])
+    return outputs
