@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,6 @@ _PASSED_OVER = frozenset(
     }
 )  # fmt: skip
 _KNOWN_HOMES = ("keras", "edgecompress")  # where the classes are from that rules are for
-_RECURRENT = frozenset({"RNN", "ConvLSTM", "Bidirectional"})
 _TAKE_INTEGERS = frozenset({"cast", "embedding", "float", "move", "reshape"})
 _USE_OTHERWISE = "name it in the exclude of [[passes]] kind = 'qat', which leaves it in float, or convert without --qat"
 
@@ -46,10 +45,11 @@ class Node:
         weights: Initial values of its weights.
         layer: The Keras layer that it is part of; 'outer/inner' inside a nested model.
         key: Nodes with the same key are calls of one layer, and share their weights.
-        tensor: Its symbolic result, batch first.
+        tensor: Its symbolic result, batch first; a list of several if it is 'recurrent'.
         trainable: Whether its weights are trained; constants never are.
         clusters: The number of the cluster that each weight of its kernel is in, if they are to stay together.
         factors: What folding has multiplied the kernel with, in a shape that broadcasts to it.
+        ranges: Of the results inside of a recurrent layer, by name, once they were observed.
     """
 
     kind: str
@@ -62,6 +62,7 @@ class Node:
     trainable: bool = True
     clusters: Array | None = None
     factors: Array | None = None
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -71,7 +72,7 @@ class Node:
     @property
     def is_integer(self) -> bool:
         """Whether it holds numbers, such as tokens, that have no scale."""
-        return not self.tensor.dtype.is_floating
+        return self.kind != "recurrent" and not self.tensor.dtype.is_floating
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,11 @@ class Lowered:
 
 
 class UnsupportedError(Exception):
-    """Says why a layer cannot be written in primitives."""
+    """Says why a layer cannot be written in primitives, and in `fix` what to do, where that is known."""
+
+    def __init__(self, reason: str, fix: str = _USE_OTHERWISE) -> None:
+        super().__init__(reason)
+        self.fix = fix
 
 
 def rule(*kinds: str) -> Callable[[Rule], Rule]:
@@ -128,7 +133,7 @@ def lower(model: Any, fixed: Sequence[InputSpec], exclude: Iterable[str] = ()) -
         fixed: Its inputs with every dimension but the batch known.
         exclude: Regular expressions over layer names: these stay in float.
     """
-    from edgecompress.tfmot import operation_rules, rules  # noqa: F401 (they register themselves)
+    from edgecompress.tfmot import operation_rules, recurrent_rules, rules  # noqa: F401 (they register themselves)
 
     return Lowering(tuple(exclude)).run(model, fixed)
 
@@ -226,7 +231,7 @@ class Lowering:
                 return _flat(self.write(operation, *args, **kwargs))
             except UnsupportedError as reason:
                 del self._nodes[before:]
-                self._refusals[name] = Refusal(name, type(operation).__name__, str(reason), _USE_OTHERWISE)
+                self._refusals[name] = Refusal(name, type(operation).__name__, str(reason), reason.fix)
         return self._call_whole(operation, args, kwargs)
 
     def write(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
@@ -247,8 +252,6 @@ class Lowering:
             if home in _KNOWN_HOMES:
                 if kind in _PASSED_OVER:
                     return args[0]
-                if kind in _RECURRENT:
-                    raise UnsupportedError("recurrent layers are not trained with quantization here")
                 if kind in RULES:
                     return RULES[kind](self, operation, *args, **kwargs)
             if home != "keras" and "call" in base.__dict__:

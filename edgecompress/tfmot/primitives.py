@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from edgecompress.recurrent.cells import RecurrentLayer
+from edgecompress.tfmot.recurrent import run_cell
+
 Tensor = Any
 Function = Callable[..., Tensor]
 
@@ -70,8 +73,12 @@ def apply(name: str, inputs: Sequence[Tensor], weights: Mapping[str, Tensor], se
 
 @_primitive("input")
 def _input(inputs: list[Tensor], _weights: Mapping[str, Tensor], *, shape: Sequence[int]) -> Tensor:
-    """Says what shape the samples have: tf_keras forgets it while it trains, and others need it."""
-    inputs[0].set_shape((None, *shape))
+    """Says what shape the samples have: tf_keras forgets it while it trains, and others need it.
+
+    What is known stays: a network that is run step by step is given sequences of one step.
+    """
+    if None in inputs[0].shape[1:]:
+        inputs[0].set_shape((None, *shape))
     return inputs[0]
 
 
@@ -268,6 +275,19 @@ def _sigmoid(inputs: list[Tensor], _weights: Mapping[str, Tensor]) -> Tensor:
     import tensorflow as tf
 
     return tf.sigmoid(inputs[0])
+
+
+@_primitive("recurrent")
+def _recurrent(inputs: list[Tensor], weights: Mapping[str, Tensor], *, layer: RecurrentLayer) -> list[Tensor]:
+    """A whole recurrent layer; it gives the list of its results, each of which is an 'output' of it."""
+    return run_cell(layer, weights, inputs)[0]
+
+
+@_primitive("output")
+def _output(inputs: list[Tensor], _weights: Mapping[str, Tensor], *, index: int, state: str) -> Tensor:
+    """One of the results of a recurrent layer, a state of it; it may have been taken from the list already."""
+    del state
+    return inputs[0][index] if isinstance(inputs[0], list) else inputs[0]
 
 
 @_primitive("softmax", fixed=_UNIT)

@@ -31,6 +31,13 @@ def transpose(low: Lowering, x: Node, order: Sequence[int]) -> Node:
     return low.add("move", x, function=lambda tensor: tf.transpose(tensor, order))
 
 
+def join(low: Lowering, inputs: Sequence[Node], axis: int) -> Node:
+    """Joins tensors along an axis, the batch being axis 0."""
+    import tensorflow as tf
+
+    return low.add("move", *inputs, function=lambda *tensors: tf.concat(tensors, axis))
+
+
 def arithmetic(low: Lowering, kind: str, x1: Any, x2: Any) -> Node:
     """Adds, subtracts, multiplies or divides two tensors, or a tensor and a constant.
 

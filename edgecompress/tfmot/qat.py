@@ -13,13 +13,13 @@ from edgecompress.data import Dataset, InputSpec, split_samples
 from edgecompress.errors import ConversionError, DataError, InternalError, ModelError, UsageError
 from edgecompress.loaded import LoadedModel, flatten_layers
 from edgecompress.passes.base import LayerPlan, LayerProof, PassContext, PassResult
-from edgecompress.schemes import QuantizationScheme
+from edgecompress.schemes import Granularity, QuantizationScheme
 from edgecompress.techniques import Qat
 from edgecompress.tfmot.folding import fold
 from edgecompress.tfmot.lowering import Lowered, lower
 from edgecompress.tfmot.patterns import cluster_numbers
 from edgecompress.tfmot.quantized_graph import QuantizedGraph, build_quantized, trains_quantized
-from edgecompress.tfmot.scales import assign_scales, measure_ranges, raise_floors, run_lowered
+from edgecompress.tfmot.scales import assign_scales, measure_ranges, observe_cells, raise_floors, run_lowered
 from edgecompress.tfmot.training import fine_tune
 
 _RANGE_SAMPLES = 256
@@ -70,8 +70,9 @@ def _plan(lowered: Lowered, folded: Lowered, spec: Qat) -> tuple[LayerPlan, ...]
 
 
 def train_quantized(
-    source: LoadedModel, spec: Qat, *, fixed: Sequence[InputSpec], scheme: QuantizationScheme, context: PassContext
-) -> tuple[LoadedModel, PassResult]:
+    source: LoadedModel, spec: Qat, *, fixed: Sequence[InputSpec], scheme: QuantizationScheme, context: PassContext,
+    recurrent: Granularity = Granularity.PER_CHANNEL,
+) -> tuple[LoadedModel, PassResult]:  # fmt: skip
     """Trains a model with the rounding of a scheme simulated.
 
     Args:
@@ -80,10 +81,12 @@ def train_quantized(
         fixed: Its inputs with every dimension but the batch known.
         scheme: `int8`, or one whose rounding of weights (and 16-bit activations) is simulated.
         context: Training samples and settings.
+        recurrent: Of the kernels of recurrent layers.
 
     Returns:
         A tf_keras model with the names of the source. For `int8` its graph holds fake-quantization operations, from
-        which the converter takes all scales; for other schemes it is a float model with the trained weights.
+        which the converter takes all scales, and its recurrent layers know their `ranges`. For other schemes it is a
+        float model with the trained weights.
 
     Raises:
         ConversionError: A layer cannot be quantized and was not excluded.
@@ -106,7 +109,7 @@ def train_quantized(
             node.clusters = cluster_numbers(node.weights["kernel"]) if "kernel" in node.weights else None
     folded = fold(lowered)
     plan = _plan(lowered, folded, spec)
-    graph = _build(folded, spec, fixed, scheme, context)
+    graph = _build(folded, spec, fixed, scheme, context, recurrent)
     graph.settle()
     context = replace(context, identity=f"{scheme} {spec.model_dump_json()}")
     trained = fine_tune(
@@ -124,15 +127,18 @@ def _samples(data: Dataset, fixed: Sequence[InputSpec], count: int, seed: int) -
 
 
 def _build(
-    lowered: Lowered, spec: Qat, fixed: Sequence[InputSpec], scheme: QuantizationScheme, context: PassContext
-) -> QuantizedGraph:
+    lowered: Lowered, spec: Qat, fixed: Sequence[InputSpec], scheme: QuantizationScheme, context: PassContext,
+    recurrent: Granularity,
+) -> QuantizedGraph:  # fmt: skip
     assert context.data is not None  # noqa: S101 (looked at by the caller)
     scales = assign_scales(lowered)
     samples = _samples(context.data, fixed, _RANGE_SAMPLES, context.seed)
+    observe_cells(lowered, samples)
     ranges = measure_ranges(lowered, scales, samples)
     if raise_floors(scales, ranges):
+        observe_cells(lowered, samples)
         ranges = measure_ranges(lowered, scales, samples)
-    return build_quantized(lowered, scales, ranges, fixed, scheme, spec)
+    return build_quantized(lowered, scales, ranges, fixed, scheme, spec, recurrent)
 
 
 def _prove(source: LoadedModel, lowered: Lowered, fixed: Sequence[InputSpec], data: Dataset) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from edgecompress.data import InputSpec
-from edgecompress.schemes import QuantizationScheme
+from edgecompress.schemes import Granularity, QuantizationScheme
 from edgecompress.techniques import Qat
 from edgecompress.tfmot.library import import_tfmot
 from edgecompress.tfmot.lowering import Lowered, Node
 from edgecompress.tfmot.primitives import PRIMITIVES
-from edgecompress.tfmot.scales import Scale
+from edgecompress.tfmot.scales import Scale, state_key
 
 _SMALLEST_WEIGHT = 1e-7  # the range of a channel of zeros: a scale of zero is no scale
 _LARGEST_BIAS = 2**30  # half of what 32 bits hold: the sum of the products needs room, too
@@ -99,7 +99,7 @@ def trains_quantized(scheme: QuantizationScheme) -> bool:
 
 def build_quantized(
     lowered: Lowered, scales: Sequence[Scale], ranges: Sequence[tuple[float, float]], fixed: Sequence[InputSpec],
-    scheme: QuantizationScheme, spec: Qat,
+    scheme: QuantizationScheme, spec: Qat, recurrent: Granularity = Granularity.PER_CHANNEL,
 ) -> QuantizedGraph:  # fmt: skip
     """Builds the model.
 
@@ -110,17 +110,19 @@ def build_quantized(
         fixed: The inputs with every dimension but the batch known.
         scheme: Says how many bits activations and weights have.
         spec: Says what of the weights' pattern is kept.
+        recurrent: Of the kernels of recurrent layers; those of Dense layers have one scale each.
     """
-    return _Builder(lowered, scales, ranges, scheme, spec).build(fixed)
+    return _Builder(lowered, scales, ranges, scheme, spec, recurrent).build(fixed)
 
 
 class _Builder:
     def __init__(
         self, lowered: Lowered, scales: Sequence[Scale], ranges: Sequence[tuple[float, float]],
-        scheme: QuantizationScheme, spec: Qat,
+        scheme: QuantizationScheme, spec: Qat, recurrent: Granularity,
     ) -> None:  # fmt: skip
         self._lowered = lowered
         self._spec = spec
+        self._recurrent = recurrent
         self._activation_bits, self._weight_bits = _BITS[scheme]
         import_tfmot()
         from edgecompress.tfmot.quantizers import result_quantizer
@@ -129,12 +131,17 @@ class _Builder:
         self._tables: dict[Node, Any] = {}
         self._starts: dict[Node, tuple[float, float]] = {}
         self._steps: dict[Node, float] = {}
+        # The quantizers of states of recurrent layers, and what they start from.
+        self._states: dict[object, tuple[Any, tuple[float, float]]] = {}
         for scale, start in zip(scales, ranges, strict=True) if self._activation_bits is not None else ():
             quantizer = result_quantizer(bits=self._activation_bits or 0, fixed=scale.fixed, shared=scale.shared)
             low, high = scale.fixed or start
             self._steps.update((node, (high - low) / (2 ** (self._activation_bits or 0) - 1)) for node in scale.members)
             for node in scale.nodes:
-                self._quantizers[node], self._starts[node] = quantizer, start
+                if scale.inner:
+                    self._states[state_key(node)] = quantizer, start
+                else:
+                    self._quantizers[node], self._starts[node] = quantizer, start
             if scale.shared:
                 self._tables.update((table, quantizer) for table in scale.tables)
                 self._starts.update((table, start) for table in scale.tables)
@@ -153,7 +160,11 @@ class _Builder:
             wrapper = self._wrap(node)
             for values, layer in ((quantized, wrapper), (plain, wrapper.layer)):
                 taken = [values[each] for each in node.inputs] or [given[node]]
-                values[node] = layer(_one_or_list(taken))
+                if node.kind == "output":
+                    taken = [taken[0][node.settings["index"]]]
+                result = layer(_one_or_list(taken))
+                alone = node.kind == "recurrent" and not isinstance(result, list)
+                values[node] = [result] if alone else result
         model, same = (
             tf_keras.Model(inputs, [values[node] for node in self._lowered.outputs], name=name)
             for name, values in (("quantized", quantized), ("plain", plain))
@@ -163,8 +174,27 @@ class _Builder:
     def _wrap(self, node: Node) -> Any:
         """Returns the wrapper of a node's layer; the calls of one layer share theirs if they share weights."""
         key = node.key if node.weights else node
-        if key in self._wrappers:
-            return self._wrappers[key]
+        if key not in self._wrappers:
+            make = self._wrap_recurrent if node.kind == "recurrent" else self._wrap_primitive
+            self._wrappers[key] = make(node)
+        return self._wrappers[key]
+
+    def _wrap_recurrent(self, node: Node) -> Any:
+        from edgecompress.tfmot.quantized_recurrent import PlainRecurrent, wrap_recurrent
+
+        wrapper = wrap_recurrent(
+            PlainRecurrent(node, self._name(node.layer)),
+            [call for call in self._lowered.nodes if call.key == node.key], self._states,
+            bits=(self._activation_bits, self._weight_bits), spec=self._spec,
+            per_channel=self._recurrent is Granularity.PER_CHANNEL, name=self._name(f"quant_{node.layer}"),
+        )  # fmt: skip
+        self._kernels += [
+            QuantizedKernel(node.layer, wrapper.layer, name, quantizer, ranges, None)
+            for name, (quantizer, ranges) in wrapper.weight_quantizers.items()
+        ]
+        return wrapper
+
+    def _wrap_primitive(self, node: Node) -> Any:
         from edgecompress.tfmot.quantized_layers import PrimitiveConfig, PrimitiveLayer, QuantizedPrimitive
 
         layer = PrimitiveLayer(node, self._name(node.layer))
@@ -172,9 +202,9 @@ class _Builder:
         weights = {name: self._weight_quantizer(node, name) for name in _quantized_weights(node)}
         config = PrimitiveConfig(weights, self._quantizers.get(node))
         wrapper = QuantizedPrimitive(layer, config, name=self._name(f"quant_{node.layer}"))
-        wrapper.build(_one_or_list([each.tensor.shape for each in node.inputs] or [node.tensor.shape]))
+        taken = [node] if node.kind in ("input", "output") else node.inputs
+        wrapper.build(_one_or_list([each.tensor.shape for each in taken]))
         self._set_ranges(node, wrapper)
-        self._wrappers[key] = wrapper
         return wrapper
 
     def _weight_quantizer(self, node: Node, name: str) -> Any:

@@ -77,10 +77,13 @@ def weight_quantizer(node: Node, name: str, *, bits: int, per_channel: bool, spa
         per_channel: One scale for each entry of the last axis.
         sparsity: Keep zeros.
     """
-    kernel = node.weights[name]
-    keeps = sparsity and name in _SPARSE and kernel.any() and not kernel.all()
-    mask = (kernel != 0).astype(np.float32) if keeps else None
+    mask = zero_mask(node.weights[name]) if sparsity and name in _SPARSE else None
     return KeepingWeights(bits, per_axis=per_channel, mask=mask, clusters=node.clusters, factors=node.factors)
+
+
+def zero_mask(kernel: Array) -> Array | None:
+    """Returns 0 where a kernel is 0 and 1 elsewhere; None if there is nothing to keep."""
+    return (kernel != 0).astype(np.float32) if kernel.any() and not kernel.all() else None
 
 
 def result_quantizer(*, bits: int, fixed: tuple[float, float] | None, shared: bool) -> Any:

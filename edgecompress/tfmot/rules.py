@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from edgecompress.recurrent.reading import is_recurrent
 from edgecompress.tfmot.activation_rules import activate, elu, relu, softmax
 from edgecompress.tfmot.lowering import Lowering, Node, UnsupportedError, rule
-from edgecompress.tfmot.products import arithmetic, dense, einsum, reshape, transpose
+from edgecompress.tfmot.products import arithmetic, dense, einsum, join, reshape, transpose
 
 _IMAGE_AXES = 3  # height, width, channels
+_ALONG_THE_LAST_AXIS = frozenset({"Activation", "Dense", "Dropout", "FactorizedDense", "LowRankDense"})
 _NO_VARIANCE = 1e-14  # of the inputs of a Normalization; Keras divides by 1e-7 at least
 
 
@@ -139,6 +141,11 @@ def _embedding(low: Lowering, layer: Any, x: Node) -> Node:
     if layer.mask_zero:
         raise UnsupportedError("mask_zero: masks have no place in an int8 file")
     return low.add("embedding", x, weights={"table": array(layer.embeddings)})
+
+
+@rule("Masking")
+def _masking(_low: Lowering, _layer: Any, _x: Node) -> Node:
+    raise UnsupportedError("masks have no place in an int8 file")
 
 
 @rule("BatchNormalization")
@@ -276,14 +283,7 @@ def _choose(low: Lowering, layer: Any, inputs: list[Node]) -> Node:
 
 @rule("Concatenate")
 def _concatenate(low: Lowering, layer: Any, inputs: list[Node]) -> Node:
-    axis = layer.axis
-
-    def join(*tensors: Any) -> Any:
-        import tensorflow as tf
-
-        return tf.concat(tensors, axis)
-
-    return low.add("move", *inputs, function=join)
+    return join(low, inputs, layer.axis)
 
 
 @rule(
@@ -333,6 +333,11 @@ def _global_average(low: Lowering, layer: Any, x: Node) -> Node:
 @rule("TimeDistributed")
 def _time_distributed(low: Lowering, layer: Any, x: Node) -> Node:
     """Steps are laid beside the samples, the layer is called once, and they are taken apart again."""
+    if type(layer.layer).__name__ in _ALONG_THE_LAST_AXIS:  # which does not care how many steps there are
+        along: Node = low.write(layer.layer, x)
+        return along
+    if any(is_recurrent(each) for each in layer.layer._flatten_layers()):  # noqa: SLF001
+        raise UnsupportedError("a recurrent layer that is called for each step of another sequence")
     steps, *inner = x.shape
     result = low.write_inner(layer.layer, low.add("reshape", x, shape=tuple(inner)))
     return low.add("reshape", result, shape=(steps, *result.shape))

@@ -7,10 +7,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from edgecompress.data import fix_shapes
-from edgecompress.layers import FactorizedDense, LowRankDense, LowRankGRU
-from edgecompress.models import load_model
-from edgecompress.tfmot.lowering import lower
+from edgecompress.layers import FactorizedDense, LowRankDense
 
 IMAGE, ROWS, PIXELS = (8, 8, 1), (8, 8), (64,)
 
@@ -260,11 +257,3 @@ def test_two_embeddings_joined(trained_quantized) -> None:
     found = trained_quantized(functional(PIXELS, two_lookups, "int32")())
     assert found.agreement >= 0.99
     assert found.artifact.float_ops == ()
-
-
-def test_low_rank_recurrent_layers_are_named() -> None:
-    rows = keras.Input(ROWS, name="digit")
-    model = keras.Model(rows, layers.Dense(10)(LowRankGRU(8, recurrent_rank=4, name="steps")(rows)))
-    (refusal,) = lower(model, fix_shapes(load_model(model).inputs, None)).refusals
-    assert (refusal.layer, refusal.kind) == ("steps", "LowRankGRU")
-    assert "recurrent layers are not trained" in refusal.reason
