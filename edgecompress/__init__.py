@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgecompress.artifacts import Artifact, read_artifact
     from edgecompress.benchmark.cpu import benchmark_cpu
     from edgecompress.benchmark.measurement import Measurement
+    from edgecompress.benchmark.streaming import StreamRunner
     from edgecompress.comparison import Comparison, compare
     from edgecompress.data import Dataset, InputSpec, load_data
     from edgecompress.doctor import diagnose
@@ -30,11 +31,11 @@ if TYPE_CHECKING:
     from edgecompress.models import load_model, save_model
     from edgecompress.pipeline import compress, convert
     from edgecompress.planning import Plan, plan
-    from edgecompress.profiles import Profile, list_profiles, load_profile
+    from edgecompress.profiles import Profile, RecurrentLowering, list_profiles, load_profile
     from edgecompress.ranking import RankReport, ranks
     from edgecompress.recipes import Recipe, load_recipe
     from edgecompress.report.model import CompressReport, Report
-    from edgecompress.schemes import Algorithm, Granularity, IoType, QuantizationScheme
+    from edgecompress.schemes import Algorithm, Granularity, IoType, Observer, QuantizationScheme
     from edgecompress.techniques import Cluster, Fuse, LowRank, Prune, Qat, Training
     from edgecompress.verify.evaluation import Evaluation, evaluate
 
@@ -59,6 +60,7 @@ _HOMES = {
     "LowRankLSTM": "layers",
     "Measurement": "benchmark.measurement",
     "ModelSummary": "inspection",
+    "Observer": "schemes",
     "Plan": "planning",
     "Profile": "profiles",
     "Prune": "techniques",
@@ -66,7 +68,9 @@ _HOMES = {
     "QuantizationScheme": "schemes",
     "RankReport": "ranking",
     "Recipe": "recipes",
+    "RecurrentLowering": "profiles",
     "Report": "report.model",
+    "StreamRunner": "benchmark.streaming",
     "Training": "techniques",
     "benchmark_cpu": "benchmark.cpu",
     "compare": "comparison",
@@ -107,6 +111,7 @@ __all__ = [
     "LowRankLSTM",
     "Measurement",
     "ModelSummary",
+    "Observer",
     "Plan",
     "Profile",
     "Prune",
@@ -114,7 +119,9 @@ __all__ = [
     "QuantizationScheme",
     "RankReport",
     "Recipe",
+    "RecurrentLowering",
     "Report",
+    "StreamRunner",
     "Training",
     "benchmark_cpu",
     "compare",

@@ -17,6 +17,8 @@ _RECIPE_OPTIONS = {
     ("quantization", "algorithm"): "--algorithm",
     ("quantization", "input_type"): "--input-type",
     ("quantization", "output_type"): "--output-type",
+    ("quantization", "recurrent"): "--recurrent",
+    ("quantization", "observer"): "--observer",
     ("quantization", "calibration_samples"): "--calibration-samples",
     ("training", "epochs"): "--epochs",
     ("training", "batch_size"): "--batch-size",

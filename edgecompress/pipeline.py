@@ -11,7 +11,8 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from edgecompress.benchmark.cpu import benchmark_cpu
 from edgecompress.benchmark.execute import run_tflite
 from edgecompress.benchmark.measurement import Measurement, MeasurementKind
 from edgecompress.calibration import audit_calibration
+from edgecompress.candidates import Task
 from edgecompress.check import check_limits
 from edgecompress.command import command_line, compress_command_line
 from edgecompress.compile_config import compile_as
+from edgecompress.converters.cut import has_recurrent_layers
 from edgecompress.converters.ethos_u import FlashSize, vela_flash_bytes
 from edgecompress.converters.tflite import FloatConverter, freeze_graph
 from edgecompress.data import apply_shapes
@@ -38,13 +41,14 @@ from edgecompress.outputs import REPORT_FILE, TrainingFolder, whole_file, whole_
 from edgecompress.passes.base import Progress
 from edgecompress.planning import plan_passes, refuse_unready, shapes_by_name
 from edgecompress.profiles import Profile, Target, find_profile, load_profile
-from edgecompress.quantizing import quantize_best, refuse_loops, refuse_unresolved
+from edgecompress.quantizing import Quantized, quantize_best, refuse_loops, refuse_unresolved
 from edgecompress.recipes import Recipe
 from edgecompress.report import CompressReport, FileSize, Report, SourceModel, Variant
 from edgecompress.report.notes import notes_on, notes_on_compression
-from edgecompress.samples import prepare_samples
+from edgecompress.samples import Samples, prepare_samples
 from edgecompress.scheme_choice import calibrates, refuse_scheme, wanted_schemes
 from edgecompress.schemes import QuantizationScheme
+from edgecompress.streaming import METADATA_KEY, with_stream
 from edgecompress.token_ids import refuse_unknown_ids
 from edgecompress.training import Trained, build_trained, run_passes
 from edgecompress.verify.kernels import check_kernels, kernels_in
@@ -52,7 +56,6 @@ from edgecompress.verify.metrics import Scores
 from edgecompress.verify.verification import Verified, verify, write_golden
 from edgecompress.versions import decisive_versions, own_version
 
-METADATA_KEY = "edgecompress"
 _RUNS = 30
 _MIN_SECONDS = 0.3
 
@@ -130,20 +133,21 @@ def convert(  # noqa: PLR0913 (each is one option of the command line)
         # because the converter's process needs the memory.
         reference = beside.submit(source.predict, samples.held_out.inputs, fixed=samples.fixed)
         before = refuse_unresolved(read_artifact(float_file), source)
+        task = _new_task(source, device, recipe, samples, reference, say, measure=benchmark)
         if recipe.passes:
-            refuse_loops(before, source, *wanted_schemes(recipe, device))  # which no pass takes out
+            refuse_loops(before, source, samples.fixed, *wanted_schemes(recipe, device))  # which no pass takes out
             reference.result()  # training is to have the cores, and TensorFlow's global settings, to itself
             trained = run_passes(source, recipe, samples, checkpoints, say, device=device, resume=resume)
-            made = build_trained(trained.model, samples, scratch / "trained", device, recipe, say)
+            made = build_trained(replace(task, source=trained.model), scratch / "trained", untrained=source)
         else:
             trained = Trained(source, (), ())
-            made = quantize_best(before, source, device, recipe, samples.calibration, say)
+            made = quantize_best(task, before)
         final = folder / f"{_stem(model)}.tflite"
-        _write_final(made.file, final, source, device, recipe, samples.class_names)
+        _write_final(made, final, source, device, recipe, samples.class_names)
         after = read_artifact(final)
 
         say("verify", 0, 1)
-        threads = min(device.runtime.threads, os.cpu_count() or 1)
+        threads = _threads(device)
         outputs = run_tflite(final, dict(samples.held_out.inputs), threads=threads)
         answers = reference.result()
         verified = verify(answers, outputs, samples.held_out.labels, samples.kind)
@@ -331,8 +335,27 @@ def _refuse_recipe(recipe: Recipe) -> None:
         )
 
 
+def _new_task(
+    source: LoadedModel, device: Profile, recipe: Recipe, samples: Samples, reference: Future[dict[str, Any]],
+    say: Progress, *, measure: bool,
+) -> Task:  # fmt: skip
+    """Returns what decides how the file is made; a file is judged by the float model's answers, the `reference`."""
+
+    def judge(file: Path) -> Verified:
+        outputs = run_tflite(file, dict(samples.held_out.inputs), threads=_threads(device))
+        return verify(reference.result(), outputs, samples.held_out.labels, samples.kind)
+
+    if has_recurrent_layers(source):
+        reference.result()  # its layers are replaced while it is cut: nobody may run them then
+    return Task(source, device, recipe, samples, judge, say, measure=measure)
+
+
+def _threads(device: Profile) -> int:
+    return min(device.runtime.threads, os.cpu_count() or 1)
+
+
 def _write_final(
-    quantized: Path, final: Path, source: LoadedModel, device: Profile, recipe: Recipe, class_names: tuple[str, ...]
+    made: Quantized, final: Path, source: LoadedModel, device: Profile, recipe: Recipe, class_names: tuple[str, ...]
 ) -> None:
     """Writes the file with the facts about its making inside, none of which changes from run to run."""
     facts = {
@@ -343,7 +366,8 @@ def _write_final(
         "class_names": list(class_names),
     }
     metadata = {METADATA_KEY: json.dumps(facts, sort_keys=True).encode()}
-    final.write_bytes(with_metadata(quantized.read_bytes(), metadata=metadata))
+    content = with_metadata(made.file.read_bytes(), metadata=metadata)
+    final.write_bytes(content if made.stream is None else with_stream(content, made.stream))
 
 
 def _measure(files: Sequence[Path], threads: int) -> tuple[Measurement, ...]:

@@ -3,68 +3,116 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgecompress.artifacts import Artifact, read_artifact
 from edgecompress.benchmark.execute import run_tflite
+from edgecompress.candidates import Candidate, Task, pick
+from edgecompress.converters.cut import cut, has_loops, has_recurrent_layers
 from edgecompress.converters.ptq import QuantizationJob, quantize
-from edgecompress.data import Dataset, InputSpec
+from edgecompress.data import InputSpec
 from edgecompress.errors import ConversionError, ExecutionError
 from edgecompress.loaded import LoadedModel
-from edgecompress.passes.base import Progress
 from edgecompress.profiles import Profile
 from edgecompress.recipes import Recipe
+from edgecompress.recurrent_forms import build_forms
 from edgecompress.report.model import Attempt
 from edgecompress.scheme_choice import refuse_settings, trained_scheme
 from edgecompress.schemes import QuantizationScheme
+from edgecompress.streaming import Stream, read_stream
 from edgecompress.verify.verification import random_inputs
-
-_CONTROL_FLOW = frozenset({"WHILE", "IF"})
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """A finished file, its scheme, and what became of the schemes that were considered."""
+    """A finished file, its scheme, and what became of the schemes and forms that were considered.
+
+    Attributes:
+        file: Its path.
+        scheme: Its number types.
+        attempts: One entry for each.
+        stream: How the file is run, if it is that of one step.
+    """
 
     file: Path
     scheme: QuantizationScheme
     attempts: tuple[Attempt, ...]
+    stream: Stream | None = None
 
 
-def quantize_best(
-    float_artifact: Artifact,
-    source: LoadedModel,
-    device: Profile,
-    recipe: Recipe,
-    calibration: Dataset | None,
-    say: Progress,
-) -> Quantized:
+def quantize_best(task: Task, float_artifact: Artifact) -> Quantized:
     """Builds the first scheme that the profile (or the recipe) allows and the model takes.
 
-    With qat there is one scheme only, the one that was trained for.
+    With qat there is one scheme only, the one that was trained for. Recurrent layers have several forms; these, and
+    dynamic-range quantization if the device takes it, are compared with each other.
+
+    Args:
+        task: The model and the device.
+        float_artifact: The model as a float file.
 
     Raises:
         ConversionError: The model takes none of them.
     """
+    recipe, device = task.recipe, task.device
     wanted = recipe.quantization.scheme
     one_only = wanted != "auto" or recipe.qat is not None
     schemes = (trained_scheme(recipe, device),) if one_only else device.quantization.schemes
     attempts: list[Attempt] = []
     refusal: ConversionError | None = None
-    for scheme in schemes:
+    for place, scheme in enumerate(schemes):
         try:
-            if scheme.needs_calibration and calibration is None:
-                raise ConversionError("needs calibration samples", fix="pass --data")
-            file = _quantize(float_artifact, scheme, source, device, recipe, calibration, say)
-            prove_it_runs(file, scheme)
+            candidates, refused = _build(task, scheme, float_artifact)
+            free = candidates[0].recurrent is not None and recipe.quantization.recurrent == "auto"
+            if free and QuantizationScheme.DYNAMIC in schemes[place + 1 :]:
+                candidates += _build(task, QuantizationScheme.DYNAMIC, float_artifact)[0]
         except ConversionError as error:
-            refusal = error
+            refusal = refusal or error  # of what the device likes best
             attempts.append(Attempt(scheme=scheme, outcome="refused", reason=str(error)))
             continue
-        return Quantized(file, scheme, (*attempts, chosen(scheme, recipe, device)))
+        if candidates[0].recurrent is None:
+            file = candidates[0].file
+            return Quantized(file, scheme, (*attempts, chosen(scheme, recipe, device)))
+        best, compared = pick(task, candidates)
+        return Quantized(best.file, best.scheme, (*attempts, *refused, *compared), best.stream)
     assert refusal is not None  # noqa: S101 (a profile has at least one scheme)
     raise refusal
+
+
+def quantize_trained_loops(task: Task, folder: Path, *, untrained: LoadedModel) -> Quantized:
+    """Builds the int8 file of a network with recurrent layers that was trained with rounding simulated.
+
+    Args:
+        task: The trained model, and the device.
+        folder: Where files are written.
+        untrained: The float model that it was made of.
+
+    Raises:
+        ConversionError: There is no file in any form.
+    """
+    candidates, refused = _build_forms(task, QuantizationScheme.INT8, folder, untrained)
+    best, compared = pick(task, candidates)
+    return Quantized(best.file, best.scheme, (*refused, *compared), best.stream)
+
+
+def _build(task: Task, scheme: QuantizationScheme, float_artifact: Artifact) -> tuple[list[Candidate], list[Attempt]]:
+    """Builds the files of a scheme, each of which runs, and says what was refused."""
+    refuse_settings(task.recipe, scheme)
+    if scheme.needs_calibration and has_recurrent_layers(task.source):
+        return _build_forms(task, scheme, float_artifact.path.with_name(f"{scheme}-forms"), None)
+    file = _quantize(task, float_artifact, scheme)
+    prove_it_runs(file, scheme)
+    return [Candidate(file, scheme)], []
+
+
+def _build_forms(
+    task: Task, scheme: QuantizationScheme, folder: Path, untrained: LoadedModel | None
+) -> tuple[list[Candidate], list[Attempt]]:
+    candidates, refused = build_forms(task, scheme, _job(task, scheme), folder, untrained=untrained)
+    for candidate in candidates:
+        prove_it_runs(candidate.file, scheme)
+    return candidates, refused
 
 
 def chosen(scheme: QuantizationScheme, recipe: Recipe, device: Profile) -> Attempt:
@@ -78,60 +126,71 @@ def chosen(scheme: QuantizationScheme, recipe: Recipe, device: Profile) -> Attem
     return Attempt(scheme=scheme, outcome="chosen", reason=reason)
 
 
-def _quantize(
-    float_artifact: Artifact,
-    scheme: QuantizationScheme,
-    source: LoadedModel,
-    device: Profile,
-    recipe: Recipe,
-    calibration: Dataset | None,
-    say: Progress,
-) -> Path:
-    refuse_settings(recipe, scheme)
+def _quantize(task: Task, float_artifact: Artifact, scheme: QuantizationScheme) -> Path:
     if scheme is QuantizationScheme.FLOAT32:
         return float_artifact.path
-    refuse_loops(float_artifact, source, scheme)
-    settings, defaults = recipe.quantization, device.quantization
-    job = QuantizationJob(
+    calibration = task.samples.calibration
+    if scheme.needs_calibration and calibration is None:
+        raise ConversionError("needs calibration samples", fix="pass --data")
+    if scheme.needs_calibration and has_loops(float_artifact):
+        raise _loops_stay_float(task.source, scheme)
+    destination = float_artifact.path.with_name(f"{scheme}.tflite")
+    quantize(
+        float_artifact.path, destination, _job(task, scheme), calibration=calibration, threads=os.cpu_count() or 1,
+        progress=lambda done, total: task.say("calibrate", done, total),
+    )  # fmt: skip
+    return destination
+
+
+def _job(task: Task, scheme: QuantizationScheme) -> QuantizationJob:
+    settings, defaults = task.recipe.quantization, task.device.quantization
+    return QuantizationJob(
         scheme,
         settings.algorithm,
         defaults.dense,
         settings.input_type or defaults.input_type,
         settings.output_type or defaults.output_type,
     )
-    destination = float_artifact.path.with_name(f"{scheme}.tflite")
-    threads = os.cpu_count() or 1
-    quantize(
-        float_artifact.path, destination, job, calibration=calibration, threads=threads,
-        progress=lambda done, total: say("calibrate", done, total),
-    )  # fmt: skip
-    return destination
 
 
-def refuse_loops(artifact: Artifact, source: LoadedModel, *schemes: QuantizationScheme) -> None:
-    """Refuses a model with loops if none but fully quantized files may be made of it.
+def refuse_loops(
+    artifact: Artifact, source: LoadedModel, fixed: Sequence[InputSpec], *schemes: QuantizationScheme
+) -> None:
+    """Refuses, before any training, a model with loops of which no fully quantized file can be made, if it must be one.
 
     Args:
         artifact: The model as a float file.
         source: The model.
+        fixed: Its inputs with every dimension known.
         schemes: What the file may be, the best first.
 
     Raises:
         ConversionError: Names the recurrent layers.
     """
-    loops = any(op.name in _CONTROL_FLOW for op in artifact.ops)
-    if loops and all(scheme.needs_calibration for scheme in schemes):
-        layers = ", ".join(source.recurrent_layers()) or "a loop in its graph"
-        raise ConversionError(
-            f"{schemes[0]} cannot be made of recurrent layers ({layers}): their activations inside the loop stay float",
-            where=source.path, fix="use --scheme dynamic (int8 weights) with a profile that takes it",
-        )  # fmt: skip
+    if not has_loops(artifact) or not all(scheme.needs_calibration for scheme in schemes):
+        return
+    if not has_recurrent_layers(source):
+        raise _loops_stay_float(source, schemes[0])
+    cut(source, fixed)
+
+
+def _loops_stay_float(source: LoadedModel, scheme: QuantizationScheme) -> ConversionError:
+    return ConversionError(
+        f"{scheme} cannot be made of a loop in the graph: the activations inside of it stay float",
+        where=source.path,
+        fix="convert the Keras model that it was made of, whose recurrent layers can be taken out; "
+        "or use --scheme dynamic (int8 weights) with a profile that takes it",
+    )
 
 
 def prove_it_runs(file: Path, scheme: QuantizationScheme) -> None:
     """A quantizer can write a file that no runtime takes; that is a refusal, found here rather than on the device."""
+    stream = read_stream(file)
+    states = () if stream is None else tuple(state.input for state in stream.states)
     specs = tuple(
-        InputSpec(name, tensor.shape, tensor.dtype) for name, tensor in read_artifact(file).signature.inputs.items()
+        InputSpec(name, tensor.shape, tensor.dtype)
+        for name, tensor in read_artifact(file).signature.inputs.items()
+        if name not in states
     )
     try:
         run_tflite(file, random_inputs(specs, samples=1, seed=0))

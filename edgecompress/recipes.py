@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from edgecompress.errors import RecipeError
+from edgecompress.profiles import RecurrentLowering
 from edgecompress.schemas import explain_validation_error
-from edgecompress.schemes import Algorithm, IoType, QuantizationScheme
+from edgecompress.schemes import Algorithm, IoType, Observer, QuantizationScheme
 from edgecompress.techniques import Qat, Technique, Training
 
 # Strict: TOML has types of its own, and "200" or true in place of 200 is a mistake.
@@ -31,6 +32,12 @@ class Quantization(_Part):
     algorithm: Algorithm = Field(Algorithm.MIN_MAX, description="How the scales of the weights are found.")
     input_type: IoType | None = Field(None, description="Type of the inputs; absent: the profile's.")
     output_type: IoType | None = Field(None, description="Type of the outputs; absent: the profile's.")
+    recurrent: RecurrentLowering | Literal["auto"] = Field(
+        "auto", description="Form of recurrent layers in int8 and int16x8 files, or the best of the profile's."
+    )
+    observer: Observer = Field(
+        Observer.MIN_MAX, description="How ranges inside recurrent layers of int8 and int16x8 files are found."
+    )
     calibration_samples: _Count = Field(
         CALIBRATION_SAMPLES, description="Samples that set activation ranges, and show low_rank the activations."
     )

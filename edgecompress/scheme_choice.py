@@ -32,6 +32,12 @@ def refuse_scheme(recipe: Recipe, device: Profile, *, samples: bool) -> None:
             f"the profile {device.name!r} does not take the scheme {str(wanted)!r}", expected=", ".join(allowed),
             fix="choose one of these with --scheme, or another profile",
         )  # fmt: skip
+    form, forms = recipe.quantization.recurrent, device.quantization.recurrent
+    if form != "auto" and form not in forms:
+        raise UsageError(
+            f"the profile {device.name!r} does not take recurrent layers in the form {str(form)!r}",
+            expected=", ".join(forms) or "none", fix="choose one of these with --recurrent, or another profile",
+        )  # fmt: skip
     if recipe.qat is not None or wanted != "auto":
         refuse_settings(recipe, trained_scheme(recipe, device))
     if recipe.qat is not None and not trains_quantized(trained_scheme(recipe, device)):
@@ -79,6 +85,10 @@ def refuse_settings(recipe: Recipe, scheme: QuantizationScheme) -> None:
                 f"{scheme} files have no {wanted} {side}s", expected=f"{io_type(scheme, wanted)} {side}s",
                 fix=f"leave --{side}-type out, or choose another --scheme",
             )  # fmt: skip
+    if settings.recurrent != "auto" and not scheme.needs_calibration:
+        raise ConversionError(
+            f"recurrent layers of {scheme} files have no other form than a loop in float", fix="leave --recurrent out"
+        )
     trained = recipe.qat is not None and scheme is QuantizationScheme.INT8
     without_scales = scheme in (QuantizationScheme.FLOAT16, QuantizationScheme.FLOAT32)
     if (trained or without_scales) and settings.algorithm != Algorithm.MIN_MAX:

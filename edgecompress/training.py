@@ -8,6 +8,8 @@ from pathlib import Path
 
 from edgecompress.artifacts import read_artifact
 from edgecompress.calibration import audit_calibration
+from edgecompress.candidates import Task
+from edgecompress.converters.cut import has_recurrent_layers
 from edgecompress.converters.ptq import io_type
 from edgecompress.converters.tflite import FloatConverter, freeze_graph
 from edgecompress.errors import UsageError
@@ -16,7 +18,14 @@ from edgecompress.outputs import TrainingFolder
 from edgecompress.passes import apply_passes
 from edgecompress.passes.base import PassContext, PassResult, Progress
 from edgecompress.profiles import Kernels, Profile
-from edgecompress.quantizing import Quantized, chosen, prove_it_runs, quantize_best, refuse_unresolved
+from edgecompress.quantizing import (
+    Quantized,
+    chosen,
+    prove_it_runs,
+    quantize_best,
+    quantize_trained_loops,
+    refuse_unresolved,
+)
 from edgecompress.recipes import Recipe
 from edgecompress.report.tables import counted
 from edgecompress.samples import Samples
@@ -80,36 +89,42 @@ def run_passes(
     last = None if context.checkpoints is None else context.checkpoints / f"{len(kept) + 1}-qat"
     trained, result = train_quantized(
         compressed, recipe.qat, fixed=samples.fixed, scheme=trained_scheme(recipe, device),
-        context=replace(context, checkpoints=last),
+        recurrent=device.quantization.dense, context=replace(context, checkpoints=last),
     )  # fmt: skip
     return Trained(trained, (*results, result), tuple(notes))
 
 
-def build_trained(
-    trained: LoadedModel, samples: Samples, folder: Path, device: Profile, recipe: Recipe, say: Progress
-) -> Quantized:
+def build_trained(task: Task, folder: Path, *, untrained: LoadedModel) -> Quantized:
     """Makes the file of a model that went through passes.
 
     After qat for int8 the converter itself makes the integer file, from the ranges that were trained; everything else
     takes the way of a model without passes.
 
+    Args:
+        task: The model as its passes left it, and the device.
+        folder: A folder to make, for the files.
+        untrained: The model before its passes.
+
     Raises:
         ConversionError: The converter or the quantizer refuses the model.
     """
-    say("convert", 0, 1)
+    task.say("convert", 0, 1)
     folder.mkdir()
-    scheme = trained_scheme(recipe, device)
-    graph = freeze_graph(trained, samples.fixed)
+    scheme = trained_scheme(task.recipe, task.device)
+    trained = task.recipe.qat is not None and scheme is QuantizationScheme.INT8
+    if trained and has_recurrent_layers(task.source):
+        return quantize_trained_loops(task, folder, untrained=untrained)
+    graph = freeze_graph(task.source, task.samples.fixed)
     with FloatConverter() as converter:
-        if recipe.qat is None or scheme is not QuantizationScheme.INT8:
-            artifact = refuse_unresolved(read_artifact(converter.convert(graph, folder)), trained)
-            return quantize_best(artifact, trained, device, recipe, samples.calibration, say)
-        settings, defaults = recipe.quantization, device.quantization
+        if not trained:
+            artifact = refuse_unresolved(read_artifact(converter.convert(graph, folder)), task.source)
+            return quantize_best(task, artifact)
+        settings, defaults = task.recipe.quantization, task.device.quantization
         wanted = (settings.input_type or defaults.input_type, settings.output_type or defaults.output_type)
         file = converter.convert(graph, folder, borders=(io_type(scheme, wanted[0]), io_type(scheme, wanted[1])))
-    refuse_unresolved(read_artifact(file), trained)
+    refuse_unresolved(read_artifact(file), task.source)
     prove_it_runs(file, scheme)
-    return Quantized(file, scheme, (chosen(scheme, recipe, device),))
+    return Quantized(file, scheme, (chosen(scheme, task.recipe, task.device),))
 
 
 def _identity(source: LoadedModel, recipe: Recipe, samples: Samples, device: Profile | None) -> dict[str, object]:

@@ -9,9 +9,9 @@ from edgecompress.cli import compress
 from edgecompress.cli.convert import command
 from edgecompress.cli.passes import recipe_of as recipe_of_options
 from edgecompress.command import command_line, compress_command_line, recipe_options
-from edgecompress.profiles import load_profile
+from edgecompress.profiles import RecurrentLowering, load_profile
 from edgecompress.recipes import Quantization, Recipe, Verification
-from edgecompress.schemes import Algorithm, IoType, QuantizationScheme
+from edgecompress.schemes import Algorithm, IoType, Observer, QuantizationScheme
 from edgecompress.techniques import Fuse, LowRank, Prune, Qat, Training
 
 OTHER = {
@@ -20,6 +20,8 @@ OTHER = {
     "algorithm": Algorithm.OCTAV,
     "input_type": IoType.INT8,
     "output_type": IoType.UINT8,
+    "recurrent": RecurrentLowering.STEP,
+    "observer": Observer.MSE,
     "calibration_samples": 17,
     "samples": 19,
     "max_accuracy_drop": 0.012345678901234567,

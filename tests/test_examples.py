@@ -29,7 +29,8 @@ def test_the_demo_converts_both_networks(tmp_path: Path) -> None:
     printed = run("demo.py", tmp_path)
     assert "digits_cnn.keras" in printed
     assert "for pixel: int8" in printed
-    assert "for pixel: dynamic" in printed
+    assert "digits_gru.keras" in printed
+    assert "int8 (loop)" in printed
     assert "16 distinct values" in printed
     for folder, name in (
         ("digits_cnn-pixel", "digits_cnn"),
@@ -73,7 +74,7 @@ def test_a_gru_that_judges_sentences_becomes_small(tmp_path: Path) -> None:
     weights, whole = numbers_after("gru: joint, rank 16 of 64 and rank 16 of 128: ", printed)[:2]
     assert weights < whole / 4
     assert "meaning + gru: partial" in printed
-    before, after = numbers_after("dynamic: ", printed)
+    before, after = numbers_after("int8: ", printed)
     assert after < before / 10
     (samples,) = numbers_after("accuracy on", printed.partition(" other sentences")[0])
     assert samples >= 1500

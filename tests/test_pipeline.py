@@ -239,7 +239,7 @@ def test_a_model_of_mixed_precision_is_converted(training, digits_cnn) -> None:
 def test_a_failure_after_the_training_keeps_its_checkpoints(digits_cnn, training, monkeypatch) -> None:
     from edgecompress import pipeline
 
-    def broken(*_arguments):
+    def broken(*_arguments, **_options):
         raise ConversionError("broken")
 
     recipe = edgecompress.Recipe(passes=(edgecompress.Prune(),), training=edgecompress.Training(epochs=1))

@@ -9,13 +9,15 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from edgecompress.schemes import Algorithm, IoType, QuantizationScheme
+from edgecompress.schemes import Algorithm, IoType, Observer, QuantizationScheme
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 # Their values: given an enum, click would show and take the names of its members.
 _SCHEMES = ["auto", *(scheme.value for scheme in QuantizationScheme)]
 _ALGORITHMS = [algorithm.value for algorithm in Algorithm]
+_FORMS = ["auto", "loop", "step", "unrolled", "fused"]  # profiles.RecurrentLowering, whose module is slow to import
+_OBSERVERS = [observer.value for observer in Observer]
 _IO_TYPES = [kind.value for kind in IoType]
 
 
@@ -112,6 +114,14 @@ def quantization_options(command: Command) -> Command:
             ),
             click.option(
                 "--output-type", type=click.Choice(_IO_TYPES), help="Type of the outputs. Default: the profile's."
+            ),
+            click.option(
+                "--recurrent",
+                type=click.Choice(_FORMS),
+                help="Form of GRU, LSTM and SimpleRNN in int8 files. Default: the profile's best.",
+            ),
+            click.option(
+                "--observer", type=click.Choice(_OBSERVERS), help="How ranges inside them are found. Default: min_max."
             ),
             calibration_option,
         )

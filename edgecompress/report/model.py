@@ -11,6 +11,7 @@ from edgecompress.calibration import CalibrationAudit
 from edgecompress.check import Violation
 from edgecompress.outputs import REPORT_SCHEMA
 from edgecompress.passes.base import PassResult
+from edgecompress.profiles import RecurrentLowering
 from edgecompress.recipes import Recipe
 from edgecompress.schemes import QuantizationScheme
 from edgecompress.verify.kernels import KernelInFile
@@ -50,11 +51,31 @@ class TrainingData(_Part):
 
 
 class Attempt(_Part):
-    """A scheme that the profile allows, and what became of it."""
+    """A scheme that the profile allows, or one form of its recurrent layers, and what became of it.
+
+    Attributes:
+        outcome: Files are passed over if another was better.
+        recurrent: The form, if there were several.
+        per_turn: Steps in one turn of a loop.
+        size_bytes: Of the file, if it was compared with others.
+        latency_ms: Of a whole sequence on this machine's CPU, likewise.
+        accuracy_drop: Accuracy lost, or the share of changed answers, as a fraction, likewise.
+    """
 
     scheme: QuantizationScheme
-    outcome: Literal["chosen", "refused"]
+    outcome: Literal["chosen", "passed over", "refused"]
     reason: str
+    recurrent: RecurrentLowering | None = None
+    per_turn: int = 1
+    size_bytes: int | None = None
+    latency_ms: float | None = None
+    accuracy_drop: float | None = None
+
+    @property
+    def name(self) -> str:
+        """What tables and notes call it."""
+        turns = f", {self.per_turn} steps a turn" if self.per_turn > 1 else ""
+        return str(self.scheme) if self.recurrent is None else f"{self.scheme} ({self.recurrent}{turns})"
 
 
 class Variant(_Part):

@@ -47,7 +47,7 @@ def notes_on(  # noqa: PLR0913, PLR0917 (what there is to say something about)
         passes: What the passes did.
         flash: Why the flash size on an Ethos-U is not known, or None.
     """
-    refused = (f"{one.scheme} was not made: {one.reason}" for one in attempts if one.outcome == "refused")
+    refused = (f"{one.name} was not made: {one.reason}" for one in attempts if one.outcome == "refused")
     return (
         *_of_quality(verified, passes=passes),
         *_of_idle(passes),

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from edgecompress.benchmark.measurement import Measurement
 from edgecompress.verify.metrics import Scores
 from edgecompress.verify.verification import Verified
 
@@ -37,6 +38,11 @@ def in_bytes(size: int) -> str:
 
 def in_count(number: int | None) -> str:
     return "unknown" if number is None else f"{number:,}"
+
+
+def in_ms(measurement: Measurement, milliseconds: float) -> str:
+    """Writes a time, and that it is one of a single step if it is."""
+    return f"{milliseconds:.3f} ms{'' if measurement.steps_per_run is None else ' a step'}"
 
 
 def counted(number: int, noun: str) -> str:

@@ -14,13 +14,15 @@ from edgecompress.calibration import CalibrationAudit
 from edgecompress.comparison import Comparison
 from edgecompress.doctor import Diagnoses
 from edgecompress.inspection import ModelSummary
-from edgecompress.profiles import Profile
+from edgecompress.profiles import Profile, RecurrentLowering
 from edgecompress.report.compression import print_passes
+from edgecompress.report.forms import print_forms
 from edgecompress.report.model import Report, Variant
 from edgecompress.report.tables import (
     headline,
     in_bytes,
     in_count,
+    in_ms,
     in_ratio,
     new_console,
     new_table,
@@ -37,7 +39,8 @@ def print_report(report: Report) -> None:
     """Prints what a conversion did: before and after, proof, audit, notes."""
     console = new_console()
     table = new_table("", "float32", str(report.scheme), "change", right=(1, 2, 3))
-    for row in _before_after(report.before, report.after):
+    per_step = any(one.recurrent is RecurrentLowering.STEP and one.outcome == "chosen" for one in report.attempts)
+    for row in _before_after(report.before, report.after, per_step=per_step):
         table.add_row(*row)
     source = report.source
     console.print(
@@ -46,6 +49,7 @@ def print_report(report: Report) -> None:
     )
     console.print(table)
     print_passes(console, report.passes)
+    print_forms(console, report.attempts)
     console.print(verified_line(report.verified))
     if report.audit is not None:
         _print_audit(console, report.audit)
@@ -91,9 +95,9 @@ def print_measurements(names: Sequence[str], measurements: Iterable[Measurement]
         if times is None:
             table.add_row(escape(name), f"unavailable: {escape(one.unavailable_because or '')}", *[""] * 7)
             continue
-        figures = (times.median_ms, times.p90_ms, times.p95_ms, times.min_ms, times.std_ms, one.load_ms or 0.0)
+        spread = (times.p90_ms, times.p95_ms, times.min_ms, times.std_ms, one.load_ms or 0.0)
         table.add_row(
-            escape(name), *(f"{ms:.3f} ms" for ms in figures),
+            escape(name), in_ms(one, times.median_ms), *(f"{ms:.3f} ms" for ms in spread),
             "" if one.peak_memory_bytes is None else in_bytes(one.peak_memory_bytes), str(one.runs),
         )  # fmt: skip
     console.print(table)
@@ -119,12 +123,15 @@ def print_comparison(found: Comparison) -> None:
     first = found.rows[0].measurement.latency
     for row in found.rows:
         times = row.measurement.latency
-        speed = "" if times is None or first is None else f"{times.median_ms / first.median_ms:.2f} x"
+        alike = row.measurement.steps_per_run == found.rows[0].measurement.steps_per_run
+        speed = (
+            f"{times.median_ms / first.median_ms:.2f} x" if times is not None and first is not None and alike else ""
+        )
         score = [headline(row.scores) if row.scores else ""] if labelled else []
         name = f"{row.model} (as float32 .tflite)" if row.as_float_tflite else row.model
         table.add_row(
             escape(name), f"{row.parameters:,}", in_count(row.macs), in_bytes(row.size_bytes), in_bytes(row.gzip_bytes),
-            *score, "unavailable" if times is None else f"{times.median_ms:.3f} ms", speed,
+            *score, "unavailable" if times is None else in_ms(row.measurement, times.median_ms), speed,
         )  # fmt: skip
     console.print(table)
     console.print(f"[dim]{escape(found.machine)}; {escape(_where(found.rows[0].measurement))}; runs took turns[/]")
@@ -167,9 +174,12 @@ def print_profile(profile: Profile) -> None:
         console.print(f"[dim]{escape(source.fact)}: {source.url}[/]")
 
 
-def _before_after(before: Variant, after: Variant) -> Iterable[tuple[str, str, str, str]]:
+def _before_after(before: Variant, after: Variant, *, per_step: bool) -> Iterable[tuple[str, str, str, str]]:
     yield "parameters", f"{before.parameters:,}", f"{after.parameters:,}", in_ratio(before.parameters, after.parameters)
-    yield "MACs", in_count(before.macs), in_count(after.macs), in_ratio(before.macs, after.macs)
+    if per_step:
+        yield "MACs", in_count(before.macs), f"{in_count(after.macs)} a step", ""
+    else:
+        yield "MACs", in_count(before.macs), in_count(after.macs), in_ratio(before.macs, after.macs)
     yield "file", in_bytes(before.size_bytes), in_bytes(after.size_bytes), in_ratio(before.size_bytes, after.size_bytes)
     yield "gzip", in_bytes(before.gzip_bytes), in_bytes(after.gzip_bytes), in_ratio(before.gzip_bytes, after.gzip_bytes)
     if before.vela_flash_bytes is not None or after.vela_flash_bytes is not None:
@@ -184,7 +194,8 @@ def _before_after(before: Variant, after: Variant) -> Iterable[tuple[str, str, s
     first, second = before.measurement, after.measurement
     if first is not None and second is not None and first.latency is not None and second.latency is not None:
         old_ms, new_ms = first.latency.median_ms, second.latency.median_ms
-        yield f"latency, {first.threads} thread(s)", f"{old_ms:.3f} ms", f"{new_ms:.3f} ms", in_ratio(old_ms, new_ms)
+        change = in_ratio(old_ms, new_ms) if first.steps_per_run == second.steps_per_run else ""
+        yield f"latency, {first.threads} thread(s)", in_ms(first, old_ms), in_ms(second, new_ms), change
 
 
 def _print_audit(console: Console, audit: CalibrationAudit) -> None:

@@ -13,6 +13,7 @@ from edgecompress.benchmark.execute import run_tflite
 from edgecompress.data import Array, Dataset, InputSpec, apply_shapes, fix_shapes
 from edgecompress.loaded import LoadedModel
 from edgecompress.models import load_model
+from edgecompress.streaming import read_stream
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,21 @@ def open_predictor(
 
 
 def _open_tflite(path: Path, threads: int) -> Predictor:
+    stream = read_stream(path)
+    states = () if stream is None else tuple(state.input for state in stream.states)
     specs = tuple(
         InputSpec(
             name,
-            (None, *(None if size < 0 else size for size in tensor.shape[1:])),
+            _shape(tensor.shape, is_sequence=stream is not None and name in stream.inputs),
             "float32" if tensor.scale is not None else tensor.dtype,
         )
         for name, tensor in read_artifact(path).signature.inputs.items()
+        if name not in states
     )
     return Predictor(path.name, specs, lambda data: run_tflite(path, dict(data.inputs), threads=threads), path)
+
+
+def _shape(shape: Sequence[int], *, is_sequence: bool) -> tuple[int | None, ...]:
+    """Returns the shape of samples: any number of them, and of a file of single steps any number of steps."""
+    known = [None if size < 0 else size for size in shape[1:]]
+    return (None, None, *known[1:]) if is_sequence else (None, *known)

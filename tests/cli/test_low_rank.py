@@ -179,11 +179,16 @@ def test_many_samples_are_left_to_verify(edgecompress, digits_cnn) -> None:
     assert (used["calibration"], used["held_out"]) == (200, total - 200)
 
 
-def test_what_no_file_can_be_made_of_is_refused_before_the_training(refused, digits_gru, monkeypatch) -> None:
+def test_what_no_file_can_be_made_of_is_refused_before_the_training(
+    refused, digits, digits_gru, monkeypatch, tmp_path
+) -> None:
     monkeypatch.setattr("edgecompress.pipeline.run_passes", lambda *_args, **_options: pytest.fail("it trained"))
+    layers = digits.keras.layers
+    stack = [digits.keras.Input((8, 8), name="rows"), layers.GRU(64, activation="elu", name="odd"), layers.Dense(10)]
+    digits.keras.Sequential(stack).save(tmp_path / "odd.keras")
     train = digits_gru.model.with_name("digits_gru-train.npz")
-    line = refused("convert", digits_gru.model, "--low-rank", "0.5", "--train", train, "--profile", "cortex-m4")
-    assert "cannot be made of recurrent layers (gru)" in line
+    line = refused("convert", "odd.keras", "--low-rank", "0.5", "--train", train, "--profile", "cortex-m4")
+    assert "recurrent layer 'odd' (GRU) has no integer form: its activation elu" in line
 
 
 @pytest.fixture

@@ -1,0 +1,157 @@
+"""Files of one model that the device would take, compared with each other: which is kept, and why."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgecompress.benchmark.cpu import benchmark_cpu
+from edgecompress.errors import ExecutionError
+from edgecompress.loaded import LoadedModel
+from edgecompress.passes.base import Progress
+from edgecompress.profiles import Profile, RecurrentLowering, Runtime, Target
+from edgecompress.recipes import Recipe
+from edgecompress.report.model import Attempt
+from edgecompress.samples import Samples
+from edgecompress.schemes import QuantizationScheme
+from edgecompress.streaming import Stream
+from edgecompress.verify.verification import Verified
+
+_RUNS = 20
+_MIN_SECONDS = 0.2
+_WORSE = 0.01  # more accuracy lost than that, against the best of the candidates, rules one out
+_WORSE_DB = 6.0  # likewise, where the outputs have no classes: twice the error
+_AS_FAST = 1.1  # within that, the order of the profile decides: what it prefers, and the smaller of two loops
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model whose file is to be made, and what decides how.
+
+    Attributes:
+        source: The model.
+        device: What the file is for.
+        recipe: What is asked for.
+        samples: Those that set ranges among them.
+        judge: Compares a file with the float model on held-out samples.
+        say: Called with (step, done, total).
+        measure: Candidates may be timed on this machine's CPU.
+    """
+
+    source: LoadedModel
+    device: Profile
+    recipe: Recipe
+    samples: Samples
+    judge: Callable[[Path], Verified]
+    say: Progress
+    measure: bool = True
+
+    @property
+    def measured_here(self) -> bool:
+        """Whether times on this machine's CPU say something of the device: it has no accelerator but a GPU."""
+        of_its_kind = self.device.runtime.name in (Runtime.LITERT, Runtime.TFLITE_RUNTIME)
+        return self.measure and of_its_kind and set(self.device.runtime.targets) <= {Target.CPU, Target.GPU}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file.
+
+    Attributes:
+        file: Its path.
+        scheme: Its number types.
+        recurrent: The form of its recurrent layers, if it is one of several.
+        per_turn: Steps in one turn of its loop.
+        stream: How it is run, if it is that of one step.
+    """
+
+    file: Path
+    scheme: QuantizationScheme
+    recurrent: RecurrentLowering | None = None
+    per_turn: int = 1
+    stream: Stream | None = None
+
+
+@dataclass(frozen=True)
+class _Judged:
+    candidate: Candidate
+    verified: Verified
+    latency_ms: float | None  # of a whole sequence
+
+    @property
+    def drop(self) -> float | None:
+        return self.verified.accuracy_drop
+
+    @property
+    def snr_db(self) -> float:
+        return min((output.snr_db for output in self.verified.outputs if output.snr_db is not None), default=200.0)
+
+
+def pick(task: Task, candidates: Sequence[Candidate]) -> tuple[Candidate, tuple[Attempt, ...]]:
+    """Keeps the best of several files, which come in the order of the profile's preference.
+
+    Every one is run on held-out samples, and timed where that says something. Those that answer worse than the best
+    are left; of the others the fastest is kept, or the first if none was timed.
+    """
+    judged = _judge(task, candidates)
+    able = [one for one in judged if not _is_worse(one, judged)]
+    # A file of single steps is called in another way than the model was, so that it is not put in its place unasked.
+    whole = [one for one in able if one.candidate.stream is None]
+    prefers_steps = task.device.quantization.recurrent[:1] == (RecurrentLowering.STEP,)
+    able = able if prefers_steps or not whole else whole
+    best, reason = _fastest(task, able)
+    return best.candidate, tuple(_attempt(one, best, reason, is_worse=_is_worse(one, judged)) for one in judged)
+
+
+def _judge(task: Task, candidates: Sequence[Candidate]) -> list[_Judged]:
+    task.say("compare forms", 0, len(candidates))
+    latencies: list[float | None] = [None] * len(candidates)
+    if task.measured_here and len(candidates) > 1:
+        with contextlib.suppress(ExecutionError):  # a file that cannot be timed is still a verified file
+            latencies = list(_latencies(candidates))
+    verified = []
+    for done, candidate in enumerate(candidates):
+        task.say("compare forms", done, len(candidates))
+        verified.append(task.judge(candidate.file))
+    return [_Judged(*each) for each in zip(candidates, verified, latencies, strict=True)]
+
+
+def _latencies(candidates: Sequence[Candidate]) -> Iterator[float | None]:
+    measured = benchmark_cpu([one.file for one in candidates], runs=_RUNS, min_seconds=_MIN_SECONDS)
+    for candidate, one in zip(candidates, measured, strict=True):
+        runs = 1 if candidate.stream is None else candidate.stream.steps or 1
+        yield None if one.latency is None else one.latency.median_ms * runs
+
+
+def _is_worse(one: _Judged, judged: Sequence[_Judged]) -> bool:
+    drops = [each.drop for each in judged if each.drop is not None]
+    if one.drop is not None and drops:
+        return one.drop > min(drops) + _WORSE
+    return one.snr_db < max(each.snr_db for each in judged) - _WORSE_DB
+
+
+def _fastest(task: Task, able: Sequence[_Judged]) -> tuple[_Judged, str]:
+    timed = [one.latency_ms for one in able if one.latency_ms is not None]
+    if len(able) == 1 or len(timed) < len(able):
+        return able[0], f"the first that {task.device.name} prefers and the model takes"
+    best = next(one for one in able if one.latency_ms is not None and one.latency_ms <= min(timed) * _AS_FAST)
+    return best, "the fastest on this machine's CPU"
+
+
+def _attempt(one: _Judged, best: _Judged, reason: str, *, is_worse: bool) -> Attempt:
+    if one is not best:
+        reason = "later in the profile's order"
+        if is_worse:
+            reason = "answers worse"
+        elif one.candidate.stream is not None:
+            reason = "single steps, which the caller has to loop over; --recurrent step asks for them"
+        elif one.latency_ms is not None and best.latency_ms is not None and one.latency_ms > best.latency_ms:
+            reason = f"{one.latency_ms / best.latency_ms:.1f} times as slow"
+    candidate = one.candidate
+    return Attempt(
+        scheme=candidate.scheme, outcome="chosen" if one is best else "passed over", reason=reason,
+        recurrent=candidate.recurrent, per_turn=candidate.per_turn, size_bytes=candidate.file.stat().st_size,
+        latency_ms=one.latency_ms, accuracy_drop=one.drop,
+    )  # fmt: skip
