@@ -41,6 +41,7 @@ bench: setup
 	$(BIN)/python benchmarks/low_rank_quality.py --save benchmarks/results/low_rank_quality.json
 	$(BIN)/python benchmarks/low_rank_latency.py --save benchmarks/results/low_rank_latency.json
 	$(BIN)/python benchmarks/low_rank_models.py --save benchmarks/results/low_rank_models.json
+	$(BIN)/python benchmarks/recurrent.py --save benchmarks/results/recurrent.json
 
 clean:
 	rm -rf $(VENV) build demo *.egg-info

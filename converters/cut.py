@@ -27,6 +27,7 @@ from edgecompress.recurrent.scales import Range
 
 _BATCH = 32
 _CONTROL_FLOW = frozenset({"WHILE", "IF"})
+_COMPARISONS = frozenset({"Equal", "NotEqual", "Less", "LessEqual", "Greater", "GreaterEqual"})
 _TOLERANCE = 1e-3  # of the largest value: the order of sums is another
 _PROOF_SAMPLES = 4
 
@@ -54,16 +55,14 @@ class Site:
 
 @dataclass(frozen=True)
 class Masking:
-    """A Masking layer: steps of which all features are `value` do not count.
+    """A mask found in numbers: steps of which all features are `value` do not count.
 
     Attributes:
-        name: Its name.
         value: What features are where there is nothing.
         input: Name of the sequence that it takes, (1, steps, features).
         output: Name of what says which steps count, bool (1, steps).
     """
 
-    name: str
     value: float
     input: str
     output: str
@@ -77,7 +76,7 @@ class Cut:
         inputs: The network's own inputs, as the file will have them.
         outputs: Names of its own outputs.
         sites: Its recurrent layers, each after those that it depends on.
-        masks: Its Masking layers: after quantization, the graph could no longer tell whether two numbers are the same.
+        masks: Its masks of numbers: once rounded, the graph could no longer tell whether two of them are the same.
         outer: The rest as a graph: besides the network's own inputs it takes what sites and masks give, and besides its
             outputs it gives what they take. None if nothing is left.
         links: What needs no operator: the name of an output, or of what a site or mask takes, and what it is the same
@@ -128,7 +127,7 @@ def cut(model: LoadedModel, fixed: Sequence[InputSpec], *, one_step: bool = Fals
         waiting, waiting_masks = iter(probes), iter(masks)
         taken: dict[str, Any] = {}
 
-        def masking(_layer: Any, x: Any) -> Any:
+        def masking(x: Any, _value: float) -> Any:
             mask = next(waiting_masks).layer
             taken[mask.input] = x
             return given[mask.output]
@@ -191,10 +190,10 @@ def record(model: LoadedModel, fixed: Sequence[InputSpec], samples: Dataset, fou
         seen: dict[str, Any] = {}
         waiting, waiting_masks = iter(found.sites), iter(found.masks)
 
-        def masking(layer: Any, x: Any) -> Any:
+        def masking(x: Any, value: float) -> Any:
             mask = next(waiting_masks)
             seen[mask.input] = x
-            seen[mask.output] = tf.reduce_any(tf.not_equal(x, tf.cast(layer.mask_value, x.dtype)), axis=-1)
+            seen[mask.output] = tf.reduce_any(tf.not_equal(x, tf.cast(value, x.dtype)), axis=-1)
             return seen[mask.output]
 
         def original(made: RecurrentCall) -> Sequence[Any]:
@@ -265,15 +264,15 @@ def _probe(
     probes: list[_Probe] = []
     masks: list[_MaskProbe] = []
 
-    def look_at_mask(layer: Any, x: Any) -> Any:
+    def look_at_mask(x: Any, value: float) -> Any:
         if x.shape[0] != 1 or None in x.shape or x.graph is not graph:
             raise ConversionError(
-                f"layer {layer.name!r} (Masking) is called on {tuple(x.shape)}, and only (1, steps, features) has an "
-                "integer form here", fix="call it on the sequence itself, outside of TimeDistributed and loops",
+                f"Masking is called on {tuple(x.shape)}, and only (1, steps, features) has an integer form here",
+                where=model.name, fix="call it on the sequence itself, outside of TimeDistributed and loops",
             )  # fmt: skip
         own = f"masking_{len(masks)}"
-        found = Masking(layer.name, float(layer.mask_value), f"{own}_input", f"{own}_output")
-        masks.append(_MaskProbe(found, (InputSpec(found.output, tuple(x.shape[:2]), "bool"),)))
+        mask = Masking(value, f"{own}_input", f"{own}_output")
+        masks.append(_MaskProbe(mask, (InputSpec(mask.output, tuple(x.shape[:2]), "bool"),)))
         return tf.ones(x.shape[:2], tf.bool)
 
     def look(made: RecurrentCall) -> Sequence[Any]:
@@ -305,7 +304,8 @@ def _probe(
             raise
         except Exception as error:
             what = "the model cannot be traced at fixed shapes" if whole else "the model cannot be run step by step"
-            raise ConversionError(f"{what}: {cause_of(error)}", where=model.name) from error
+            fix = None if whole else "use --recurrent loop, which takes the whole sequence"
+            raise ConversionError(f"{what}: {cause_of(error)}", where=model.name, fix=fix) from error
     return probes, masks
 
 
@@ -366,6 +366,11 @@ def _read(layer: Any, *, in_order: bool) -> RecurrentLayer:
 def _refuse_mask(made: RecurrentCall, layer: RecurrentLayer) -> None:
     """Refuses masks that have no place here."""
     fix = "build the model without the mask (mask_zero=False, no Masking), and give it these weights"
+    compared = sorted(
+        op.name for op in _needed_by([made.mask]) if op.type in _COMPARISONS and op.inputs[0].dtype.is_floating
+    )
+    if compared:
+        raise refused(made.layer, f"its mask compares numbers that will be rounded ({', '.join(compared[:3])})", fix)
     if made.mask.shape != made.x.shape[:2]:
         raise refused(made.layer, f"its mask ({made.mask.name}) has the shape {tuple(made.mask.shape)}", fix)
     if layer.zero_masked and not layer.return_sequences:

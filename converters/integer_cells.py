@@ -19,6 +19,7 @@ from edgecompress.recurrent.cells import RecurrentLayer, project, step
 from edgecompress.recurrent.scales import Scale, fixed_scale, integer_matrix
 
 _BYTE = 8
+_MOST_PARTS = 10  # that TFLite Micro's CONCATENATION takes
 _PRODUCT = {"padding": 1, "strideH": 1, "strideW": 1, "dilationHFactor": 1, "dilationWFactor": 1}  # 1: valid
 _OPERATORS = {"tanh": "TANH", "sigmoid": "LOGISTIC", "relu": "RELU"}
 
@@ -225,8 +226,18 @@ def write_unrolled(
         return _results(graph, plan, kept)
     if layer.go_backwards and layer.in_order:
         sequence.reverse()
-    joined = sequence[0] if steps == 1 else graph.concatenate(f"{plan.name}/sequence", sequence, axis=1)
-    return _results(graph, plan, kept, joined)
+    return _results(graph, plan, kept, _in_one(graph, plan, sequence))
+
+
+def _in_one(graph: GraphWriter, plan: IntegerLayer, sequence: Sequence[Value]) -> Value:
+    """Joins steps, as many at once as TFLite Micro takes."""
+    while len(sequence) > 1:
+        groups = [sequence[place : place + _MOST_PARTS] for place in range(0, len(sequence), _MOST_PARTS)]
+        sequence = [
+            group[0] if len(group) == 1 else graph.concatenate(f"{plan.name}/sequence", group, axis=1)
+            for group in groups
+        ]
+    return sequence[0]
 
 
 def _results(

@@ -166,11 +166,11 @@ class _Joining:
     def _source(self, name: str) -> Value:
         """Returns what a layer gives; masks are written when the first asks for them."""
         if name not in self._sources:
-            place, mask = next((i, mask) for i, mask in enumerate(self._parts.masks) if mask.output == name)
+            mask = next(mask for mask in self._parts.masks if mask.output == name)
             x = self._sink(mask.input)
             # As it is given to the file: rounded, numbers near the value of the mask could not be told from it.
             x = self._unrounded.get(x.index, x)
-            self._replace(name, find_mask(self._graph, f"{mask.name}_{place}", x, mask.value))
+            self._replace(name, find_mask(self._graph, name, x, mask.value))
         return self._sources[name]
 
     def _state_input(self, plan: IntegerLayer, name: str) -> Value:

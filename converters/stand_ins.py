@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,11 +37,12 @@ class Handlers:
 
     Attributes:
         recurrent: Takes a call of a recurrent layer; returns its output and, with return_state, its last states.
-        masking: Takes a Masking layer and its sequence; returns which steps count, bool (samples, steps).
+        masking: Takes a sequence and the number that all features are where it is empty; returns which steps count,
+            bool (samples, steps). Called once, however often a model looks for the same.
     """
 
     recurrent: Callable[[RecurrentCall], Sequence[Any]]
-    masking: Callable[[Any, Any], Any]
+    masking: Callable[[Any, float], Any]
 
 
 def refused(layer: Any, reason: str, fix: str) -> ConversionError:
@@ -53,19 +54,21 @@ def refused(layer: Any, reason: str, fix: str) -> ConversionError:
 
 @contextlib.contextmanager
 def replaced(model: LoadedModel, handlers: Handlers) -> Iterator[None]:
-    """Has the handlers called in place of each recurrent layer and each Masking.
+    """Has the handlers called in place of each recurrent layer and of what finds masks in numbers.
 
     TimeDistributed, which calls its layer once for each step, calls it on all steps at once. Embedding does not look
     for negative numbers, which it would count from the end of its table: small runtimes lack what that takes.
     """
-    layers = list({id(layer): layer for layer in model.model._flatten_layers()}.values())  # noqa: SLF001
-    wrappers = [layer for layer in layers if is_bidirectional(layer)]
+    layers = model.model._flatten_layers()  # noqa: SLF001
+    nodes = {id(node): node for layer in layers for node in (layer, *_operations(layer))}.values()
+    wrappers = [node for node in nodes if is_bidirectional(node)]
     inner = {id(each) for layer in wrappers for each in (layer.forward_layer, layer.backward_layer)}
     refusals: list[ConversionError] = []
+    handlers = replace(handlers, masking=_once(handlers.masking))
     calls = {
-        layer: _noting(refusals, call)
-        for layer in layers
-        if id(layer) not in inner and (call := _instead_of(layer, handlers)) is not None
+        node: _noting(refusals, call)
+        for node in nodes
+        if id(node) not in inner and (call := _instead_of(node, handlers)) is not None
     }
     for layer, call in calls.items():
         object.__setattr__(layer, "call", call)
@@ -78,6 +81,25 @@ def replaced(model: LoadedModel, handlers: Handlers) -> Iterator[None]:
     finally:
         for layer in calls:
             object.__delattr__(layer, "call")
+
+
+def _operations(layer: Any) -> Sequence[Any]:
+    """Returns what a functional model of Keras 3 consists of: layers, and operations that are none."""
+    functional = getattr(layer, "_functional", None) or layer  # a Sequential has one inside
+    operations: Sequence[Any] = getattr(functional, "operations", ())
+    return operations
+
+
+def _once(masking: Callable[[Any, float], Any]) -> Callable[[Any, float], Any]:
+    known: dict[tuple[str, float], Any] = {}
+
+    def call(x: Any, value: float) -> Any:
+        key = x.name, value
+        if key not in known:
+            known[key] = masking(x, value)
+        return known[key]
+
+    return call
 
 
 def _noting(refusals: list[ConversionError], call: Callable[..., Any]) -> Callable[..., Any]:
@@ -106,6 +128,8 @@ def _instead_of(layer: Any, handlers: Handlers) -> Callable[..., Any] | None:
         return None
     if kind == "Masking" and np.ndim(layer.mask_value) == 0:
         return _mask(layer, handlers)
+    if kind == "Any":
+        return _any(layer, handlers)
     others = {"TimeDistributed": _on_all_steps, "Embedding": _look_up}
     return others[kind](layer) if kind in others else None
 
@@ -138,10 +162,26 @@ def _mask(layer: Any, handlers: Handlers) -> Callable[..., Any]:
     def call(inputs: Any) -> Any:
         if inputs.shape.rank != _SEQUENCES:
             return original(inputs)
-        mask = handlers.masking(layer, inputs)
-        result = tf.where(mask[..., None], inputs, tf.zeros((), inputs.dtype))
+        mask = handlers.masking(inputs, float(layer.mask_value))
+        result = tf.where(tf.expand_dims(mask, -1), inputs, tf.zeros((), inputs.dtype))
         result._keras_mask = mask  # noqa: SLF001 (as the layer does)
         return result
+
+    return call
+
+
+def _any(operation: Any, handlers: Handlers) -> Callable[..., Any]:
+    """Keras 3 has the mask of a Masking layer computed by operations of the model, too: any(x != value)."""
+    import tensorflow as tf
+
+    original = type(operation).call.__get__(operation)
+
+    def call(x: Any) -> Any:
+        if x.op.type == "NotEqual" and x.shape.rank == _SEQUENCES and operation.axis == [-1] and not operation.keepdims:
+            numbers, value = x.op.inputs[0], tf.get_static_value(x.op.inputs[1])
+            if value is not None and np.ndim(value) == 0:
+                return handlers.masking(numbers, float(value))
+        return original(x)
 
     return call
 

@@ -7,10 +7,11 @@ write and read back, which is where most of their time goes, and it takes looped
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -59,7 +60,27 @@ def freeze_graph(model: LoadedModel, fixed: Sequence[InputSpec]) -> FrozenGraph:
         ConversionError: The model cannot be traced, or changes its own variables while it runs.
     """
     model = without_16_bits(model)
-    return freeze_call(model, model.call, fixed, model.outputs)
+    with _without_dropout(model):
+        return freeze_call(model, model.call, fixed, model.outputs)
+
+
+@contextlib.contextmanager
+def _without_dropout(model: LoadedModel) -> Iterator[None]:
+    """Sets the dropout of recurrent cells to 0, which draw numbers even where they drop nothing.
+
+    Drawing a number changes a variable, and a file has none.
+    """
+    layers = model.model._flatten_layers() if model.is_keras else ()  # noqa: SLF001
+    cells = {id(layer.cell): layer.cell for layer in layers if hasattr(layer, "cell")}.values()
+    rates = [(cell, name, getattr(cell, name, 0)) for cell in cells for name in ("dropout", "recurrent_dropout")]
+    drawing = [(cell, name, rate) for cell, name, rate in rates if rate]
+    for cell, name, _ in drawing:
+        setattr(cell, name, 0.0)
+    try:
+        yield
+    finally:
+        for cell, name, rate in drawing:
+            setattr(cell, name, rate)
 
 
 def without_16_bits(model: LoadedModel) -> LoadedModel:
@@ -123,8 +144,7 @@ def _not_frozen(definition: Any, name: str, layers: Sequence[str], error: Except
         return ConversionError(f"the model's variables cannot be made constant: {cause_of(error)}", where=name)
     return ConversionError(
         f"the model changes its own variables while it runs (in {', '.join(changing[:5])})", where=name,
-        fix="build the layer with stateful=False and, if it is a GRU or LSTM, without dropout (Dropout layers do no "
-        "harm), and give it the weights of this one",
+        fix="build the layer with stateful=False, and give it the weights of this one",
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,9 @@ from edgecompress.verify.verification import Verified
 
 _RUNS = 20
 _MIN_SECONDS = 0.2
-_WORSE = 0.01  # more accuracy lost than that, against the best of the candidates, rules one out
+_WORSE = 0.01 + 1e-9  # more accuracy lost than that, against the best of the candidates, rules one out
 _WORSE_DB = 6.0  # likewise, where the outputs have no classes: twice the error
+_AS_SMALL = 1.25  # times the smallest file: larger ones are left where the device prefers size
 _AS_FAST = 1.1  # within that, the order of the profile decides: what it prefers, and the smaller of two loops
 
 
@@ -85,6 +87,10 @@ class _Judged:
         return self.verified.accuracy_drop
 
     @property
+    def size_bytes(self) -> int:
+        return self.candidate.file.stat().st_size
+
+    @property
     def snr_db(self) -> float:
         return min((output.snr_db for output in self.verified.outputs if output.snr_db is not None), default=200.0)
 
@@ -92,8 +98,9 @@ class _Judged:
 def pick(task: Task, candidates: Sequence[Candidate]) -> tuple[Candidate, tuple[Attempt, ...]]:
     """Keeps the best of several files, which come in the order of the profile's preference.
 
-    Every one is run on held-out samples, and timed where that says something. Those that answer worse than the best
-    are left; of the others the fastest is kept, or the first if none was timed.
+    Every one is run on held-out samples, and timed where that says something. Those that answer worse than the best are
+    left. Where files are timed, of the others the fastest is kept, but none that is much larger than the smallest if
+    the device prefers size; elsewhere the first.
     """
     judged = _judge(task, candidates)
     able = [one for one in judged if not _is_worse(one, judged)]
@@ -101,6 +108,9 @@ def pick(task: Task, candidates: Sequence[Candidate]) -> tuple[Candidate, tuple[
     whole = [one for one in able if one.candidate.stream is None]
     prefers_steps = task.device.quantization.recurrent[:1] == (RecurrentLowering.STEP,)
     able = able if prefers_steps or not whole else whole
+    smallest = min(one.size_bytes for one in able)
+    if task.measured_here and task.device.kernels.prefers == "size":
+        able = [one for one in able if one.size_bytes <= smallest * _AS_SMALL]
     best, reason = _fastest(task, able)
     return best.candidate, tuple(_attempt(one, best, reason, is_worse=_is_worse(one, judged)) for one in judged)
 
@@ -110,7 +120,7 @@ def _judge(task: Task, candidates: Sequence[Candidate]) -> list[_Judged]:
     latencies: list[float | None] = [None] * len(candidates)
     if task.measured_here and len(candidates) > 1:
         with contextlib.suppress(ExecutionError):  # a file that cannot be timed is still a verified file
-            latencies = list(_latencies(candidates))
+            latencies = list(_latencies(candidates, threads=min(task.device.runtime.threads, os.cpu_count() or 1)))
     verified = []
     for done, candidate in enumerate(candidates):
         task.say("compare forms", done, len(candidates))
@@ -118,8 +128,8 @@ def _judge(task: Task, candidates: Sequence[Candidate]) -> list[_Judged]:
     return [_Judged(*each) for each in zip(candidates, verified, latencies, strict=True)]
 
 
-def _latencies(candidates: Sequence[Candidate]) -> Iterator[float | None]:
-    measured = benchmark_cpu([one.file for one in candidates], runs=_RUNS, min_seconds=_MIN_SECONDS)
+def _latencies(candidates: Sequence[Candidate], *, threads: int) -> Iterator[float | None]:
+    measured = benchmark_cpu([one.file for one in candidates], threads=threads, runs=_RUNS, min_seconds=_MIN_SECONDS)
     for candidate, one in zip(candidates, measured, strict=True):
         runs = 1 if candidate.stream is None else candidate.stream.steps or 1
         yield None if one.latency is None else one.latency.median_ms * runs
@@ -135,7 +145,8 @@ def _is_worse(one: _Judged, judged: Sequence[_Judged]) -> bool:
 def _fastest(task: Task, able: Sequence[_Judged]) -> tuple[_Judged, str]:
     timed = [one.latency_ms for one in able if one.latency_ms is not None]
     if len(able) == 1 or len(timed) < len(able):
-        return able[0], f"the first that {task.device.name} prefers and the model takes"
+        asked = task.recipe.quantization.recurrent != "auto"
+        return able[0], "asked for" if asked else f"the first that {task.device.name} prefers and the model takes"
     best = next(one for one in able if one.latency_ms is not None and one.latency_ms <= min(timed) * _AS_FAST)
     return best, "the fastest on this machine's CPU"
 
@@ -147,11 +158,13 @@ def _attempt(one: _Judged, best: _Judged, reason: str, *, is_worse: bool) -> Att
             reason = "answers worse"
         elif one.candidate.stream is not None:
             reason = "single steps, which the caller has to loop over; --recurrent step asks for them"
+        elif one.size_bytes > best.size_bytes * _AS_SMALL:
+            reason = f"{one.size_bytes / best.size_bytes:.1f} times the size"
         elif one.latency_ms is not None and best.latency_ms is not None and one.latency_ms > best.latency_ms:
             reason = f"{one.latency_ms / best.latency_ms:.1f} times as slow"
     candidate = one.candidate
     return Attempt(
         scheme=candidate.scheme, outcome="chosen" if one is best else "passed over", reason=reason,
-        recurrent=candidate.recurrent, per_turn=candidate.per_turn, size_bytes=candidate.file.stat().st_size,
+        recurrent=candidate.recurrent, per_turn=candidate.per_turn, size_bytes=one.size_bytes,
         latency_ms=one.latency_ms, accuracy_drop=one.drop,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Makes a GRU that judges sentences small: low-rank kernels, a smaller table of words, and weights in 8 bits.
+"""Makes a GRU that judges sentences small: low-rank kernels, a smaller table of words, and 8 bits for everything.
 
 usage: sentiment.py [epochs] [vaderSentiment-0.5.zip]
 """
@@ -31,7 +31,7 @@ def main() -> None:
     recipe = edgecompress.Recipe(
         passes=(edgecompress.LowRank(layers={"gru": 16, "meaning|mood": 0}), edgecompress.Fuse(embedding="size")),
         training=edgecompress.Training(epochs=max(1, EPOCHS // 2), batch_size=64, learning_rate=3e-4),
-        quantization={"scheme": "dynamic"},
+        quantization={"scheme": "int8", "recurrent": "loop"},
         verification={"samples": len(test[0])},
     )
     report = edgecompress.convert(

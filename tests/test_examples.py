@@ -82,6 +82,15 @@ def test_a_gru_that_judges_sentences_becomes_small(tmp_path: Path) -> None:
     assert (tmp_path / "sentiment-host" / "sentiment.tflite").is_file()
 
 
+def test_a_gru_reads_digits_row_by_row(tmp_path: Path) -> None:
+    printed = run("streaming.py", tmp_path)
+    (loop, whole), (step, _) = (numbers_after(f"{form}: ", printed) for form in ("loop", "step"))
+    assert step < loop < 0.4 * whole
+    assert len(re.findall(r"\d \(\d+%\)", printed)) == 8
+    same, answers = numbers_after("the whole sequence: ", printed)
+    assert same == answers > 1
+
+
 def test_without_the_sentences_the_example_says_where_to_get_them(tmp_path: Path) -> None:
     command = [sys.executable, EXAMPLES / "sentiment.py", "1", tmp_path / "absent.zip"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -13,7 +13,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from edgecompress.errors import ModelError
-from edgecompress.flatbuffer import Signature, read_metadata, read_model, with_metadata
+from edgecompress.flatbuffer import Signature, read_metadata, read_model, read_tree, with_metadata, write_tree
 from tests.handmade import dense_model, pack, tensor, with_data_behind
 
 
@@ -228,3 +228,80 @@ def test_names_that_are_not_utf8_are_readable() -> None:
     model = dense_model()
     model.tree.metadata = [schema.MetadataT(b"caf\xe9", buffer=2)]
     assert list(read_metadata(model.pack())) == ["caf�"]
+
+
+def kernels(count: int, scales: list[float], quantized_dimension: int = 0) -> schema.ModelT:
+    """A graph of constants that all have these scales."""
+    model = dense_model()
+    for index in range(count):
+        one = tensor(f"kernel_{index}", (len(scales), 2), "INT8")
+        one.quantization = schema.QuantizationParametersT(
+            scale=np.float32(scales), zeroPoint=np.zeros(len(scales), np.int64), quantizedDimension=quantized_dimension
+        )
+        model.tree.subgraphs[0].tensors.append(one)
+    return model.tree
+
+
+def quantization_of(model: bytes, name: str) -> tuple[list[float], list[int], int]:
+    graph = read_model(model).Subgraphs(0)
+    tensors = [graph.Tensors(index) for index in range(graph.TensorsLength())]
+    found = next(each for each in tensors if each.Name().decode() == name).Quantization()
+    return found.ScaleAsNumpy().tolist(), found.ZeroPointAsNumpy().tolist(), found.QuantizedDimension()
+
+
+def test_a_tree_is_written_as_it_was_read(converted: bytes) -> None:
+    written = write_tree(read_tree(converted))
+    assert write_tree(read_tree(written)) == written
+    np.testing.assert_array_equal(run(written, X), run(converted, X))
+    assert read_metadata(written) == read_metadata(converted)
+    tree = read_tree(written)
+    assert tree.signatureDefs[0].signatureKey == b"serving_default"
+    assert [len(graph.operators) for graph in tree.subgraphs] == [
+        len(graph.operators) for graph in read_tree(converted).subgraphs
+    ]
+
+
+def test_a_tree_can_be_changed(converted: bytes) -> None:
+    tree = read_tree(converted)
+    kernel = next(each for each in tree.subgraphs[0].tensors if list(each.shape) == [3, 8])
+    buffer = tree.buffers[kernel.buffer]
+    buffer.data = (2 * np.asarray(buffer.data, np.uint8).view(np.float32)).view(np.uint8)
+    np.testing.assert_allclose(run(write_tree(tree), X), 2 * run(converted, X), rtol=1e-5)
+
+
+def test_equal_scales_are_written_once_and_read_back() -> None:
+    scales = [0.5**index for index in range(100)]
+    one, four = (write_tree(kernels(count, scales)) for count in (1, 4))
+    assert len(four) - len(one) < 3 * 150  # each would take 1,200 bytes of scales and zero points
+    for name in ("kernel_0", "kernel_3"):
+        assert quantization_of(four, name) == (scales, [0] * 100, 0)
+
+
+def test_zero_points_are_shared_by_tensors_of_other_scales() -> None:
+    tree = kernels(1, [0.5] * 100)
+    tree.subgraphs[0].tensors += kernels(1, [0.25] * 100).subgraphs[0].tensors[-1:]
+    tree.subgraphs[0].tensors[-1].name = b"other"
+    written = write_tree(tree)
+    assert len(written) - len(write_tree(kernels(1, [0.5] * 100))) < 400 + 200
+    assert quantization_of(written, "kernel_0") == ([0.5] * 100, [0] * 100, 0)
+    assert quantization_of(written, "other") == ([0.25] * 100, [0] * 100, 0)
+
+
+def test_the_same_scales_along_another_axis_are_others() -> None:
+    tree = kernels(1, [0.5, 0.25])
+    tree.subgraphs[0].tensors += kernels(1, [0.5, 0.25], quantized_dimension=1).subgraphs[0].tensors[-1:]
+    tree.subgraphs[0].tensors[-1].name = b"other"
+    written = write_tree(tree)
+    assert quantization_of(written, "kernel_0") == ([0.5, 0.25], [0, 0], 0)
+    assert quantization_of(written, "other") == ([0.5, 0.25], [0, 0], 1)
+
+
+def test_ranges_and_empty_scales_are_kept() -> None:
+    tree = dense_model().tree
+    first, second, *_ = tree.subgraphs[0].tensors
+    first.quantization = schema.QuantizationParametersT(min=np.float32([-1]), max=np.float32([2]))
+    second.quantization = schema.QuantizationParametersT()
+    graph = read_model(write_tree(tree)).Subgraphs(0)
+    kept = graph.Tensors(0).Quantization()
+    assert (kept.MinAsNumpy().tolist(), kept.MaxAsNumpy().tolist(), kept.ScaleLength()) == ([-1], [2], 0)
+    assert graph.Tensors(1).Quantization().ScaleLength() == 0

@@ -10,6 +10,7 @@ from edgecompress.passes.base import PassResult
 from edgecompress.profiles import Profile, Target
 from edgecompress.recipes import Quantization, Recipe
 from edgecompress.report.model import Attempt, DataUsed
+from edgecompress.report.tables import counted
 from edgecompress.schemes import Algorithm, QuantizationScheme
 from edgecompress.verify.verification import Verified
 
@@ -52,6 +53,7 @@ def notes_on(  # noqa: PLR0913, PLR0917 (what there is to say something about)
         *_of_quality(verified, passes=passes),
         *_of_idle(passes),
         *refused,
+        *_of_idle_options(plan, attempts),
         *_of_data(data, verified),
         *trained,
         *_of_passes(passes, file=".tflite"),
@@ -79,6 +81,18 @@ def notes_on_compression(
         *_of_passes(passes, file=".keras"),
         *_of_what_convert_does(recipe),
     )
+
+
+def _of_idle_options(plan: Recipe, attempts: Sequence[Attempt]) -> Iterator[str]:
+    """Says which options about recurrent layers had nothing to do."""
+    usual, has_forms = Quantization(), any(one.recurrent for one in attempts)
+    for option in ("recurrent", "observer"):
+        if getattr(plan.quantization, option) == getattr(usual, option):
+            continue
+        if not has_forms:
+            yield f"--{option} changed nothing: no recurrent layer of this file is in full int8 or int16x8."
+        elif option == "observer" and plan.qat is not None:
+            yield "--observer changed nothing: qat trained the ranges."
 
 
 def _of_quality(verified: Verified, *, passes: Sequence[PassResult]) -> Iterator[str]:
@@ -141,7 +155,7 @@ def _of_numbers(plan: Recipe, scheme: QuantizationScheme, after: Artifact) -> It
         yield "dynamic: weights are int8, activations are float between operators and quantized while running."
     if scheme.needs_calibration and after.float_ops:
         names = ", ".join(sorted({op.name for op in after.float_ops}))
-        yield f"{len(after.float_ops)} operators were left in float: {names}."
+        yield f"{counted(len(after.float_ops), 'operator')} stayed in float: {names}."
     algorithm = plan.quantization.algorithm
     if algorithm is not Algorithm.MIN_MAX:
         yield f"{algorithm} was used for the operators that litert-quantizer offers it for, min_max for the rest."

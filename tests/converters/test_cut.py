@@ -34,6 +34,7 @@ tf_keras = pytest.importorskip("tf_keras")
 layers = keras.layers
 
 STEPS, FEATURES, UNITS, SAMPLES, WORDS = 6, 4, 3, 3, 20
+Outer = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 BOTH = pytest.mark.parametrize("world", [keras, tf_keras], ids=["keras", "tf_keras"])
 
 
@@ -81,7 +82,9 @@ def cut_of(model: Any) -> Cut:
     return cut(*prepare(model)[:2])
 
 
-def as_function(graph: FrozenGraph) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+def as_function(graph: FrozenGraph | None) -> Outer:
+    if graph is None:
+        return lambda _values: {}
     definition = tf.compat.v1.GraphDef.FromString(graph.graph_def)
     wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(definition, name=""), [])
     taken, given = (
@@ -97,16 +100,14 @@ def as_function(graph: FrozenGraph) -> Callable[[Mapping[str, np.ndarray]], dict
     return call
 
 
-def evaluate(found: Cut, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def evaluate(found: Cut, inputs: Mapping[str, np.ndarray], outer: Outer) -> dict[str, np.ndarray]:
     """Runs one sample: what depends on what is found by running everything until nothing can change any more."""
-    outer = as_function(found.outer) if found.outer is not None else lambda _values: {}
     values = {spec.name: inputs[spec.name].reshape(spec.shape) for spec in found.inputs}
     for site in found.sites:
-        shapes = {(1, site.steps, site.layer.units) if site.layer.return_sequences else (1, site.layer.units)}
         values |= {name: np.zeros((1, site.layer.units), np.float32) for name in site.outputs}
-        values[site.outputs[0]] = np.zeros(shapes.pop(), np.float32)
-    for mask in found.masks:
-        values[mask.output] = np.ones((1, found.sites[0].steps), bool)
+        if site.layer.return_sequences:
+            values[site.outputs[0]] = np.zeros((1, site.steps, site.layer.units), np.float32)
+    values |= {mask.output: np.ones((1, found.sites[0].steps), bool) for mask in found.masks}
     sinks: dict[str, np.ndarray] = {}
     for _ in range(len(found.sites) + len(found.masks) + 1):
         sinks = {**outer(values), **{name: values[source] for name, source in found.links.items()}}
@@ -124,8 +125,9 @@ def check(model: Any) -> Cut:
     source, fixed, samples = prepare(model)
     found = cut(source, fixed)
     expected = source.predict(samples.inputs, fixed=fixed)
+    outer = as_function(found.outer)
     for place in range(SAMPLES):
-        answers = evaluate(found, {name: array[place : place + 1] for name, array in samples.inputs.items()})
+        answers = evaluate(found, {name: array[place : place + 1] for name, array in samples.inputs.items()}, outer)
         assert answers.keys() == expected.keys()
         for name, array in answers.items():
             wanted = expected[name][place : place + 1]
@@ -315,6 +317,19 @@ def test_masks_are_found_apart() -> None:
     assert {"NotEqual", "Equal"}.isdisjoint(operations(found.outer))
 
 
+def test_all_layers_behind_a_mask_take_the_same_one() -> None:
+    found = cut_of(NETWORKS["masked numbers"]())
+    (mask,) = found.masks
+    assert [found.links[site.mask] for site in found.sites] == [mask.output] * 3
+    assert "NotEqual" not in operations(found.outer)
+
+
+def test_a_mask_that_is_given_is_taken() -> None:
+    x, own = sequence(), keras.Input((STEPS,), dtype="bool", name="own")
+    found = cut_of(keras.Model([x, own], layers.GRU(UNITS)(layers.Masking(0.0)(x), mask=own)))
+    assert found.links[found.sites[0].mask] == "own"
+
+
 def test_masks_of_words_are_left_to_the_graph() -> None:
     found = cut_of(NETWORKS["masked words"]())
     masks = {site.mask for site in found.sites}
@@ -478,6 +493,10 @@ def test_a_forward_layer_that_reads_backwards() -> None:
 def test_masks_without_a_form() -> None:
     layer = layers.RNN(layers.GRUCell(UNITS), zero_output_for_mask=True, name="gru")
     assert "zero_output_for_mask without return_sequences" in refusal(stack(layers.Masking(), layer))
+    x = sequence()
+    loud = keras.ops.greater(keras.ops.max(x, -1), 0.5)
+    line = refusal(keras.Model(x, layers.GRU(UNITS, name="gru")(x, mask=loud)))
+    assert "its mask compares numbers that will be rounded" in line
     x = keras.Input((2, STEPS, FEATURES), name="x")
     inside = keras.Sequential([keras.Input((STEPS, FEATURES)), layers.Masking(), layers.GRU(UNITS)])
     assert "called on (2, 6, 4)" in refusal(keras.Model(x, layers.TimeDistributed(inside)(x)))

@@ -175,6 +175,41 @@ def test_the_same_bytes_twice(make, make_in_child) -> None:
         assert make(job, "one.tflite").read_bytes() == make_in_child(job, "two.tflite").read_bytes()
 
 
+@pytest.mark.parametrize(("scheme", "border"), [(Scheme.INT8, IoType.INT8), (Scheme.INT16X8, IoType.INT16)])
+def test_a_range_of_an_input_that_is_known_otherwise(make, samples, float_accuracy, scheme, border) -> None:
+    job = QuantizationJob(scheme, input_type=border)
+    seen, known = (
+        read_artifact(make(job, f"{name}.tflite", ranges=ranges)).signature.inputs["image"]
+        for name, ranges in (("seen", {}), ("known", {"image": (-1.0, 3.0)}))
+    )
+    assert known.scale == pytest.approx((4 / 255 if scheme is Scheme.INT8 else 3 / 32767), rel=0.01)
+    assert known.scale > 2.9 * seen.scale
+    if scheme is Scheme.INT8:
+        assert known.zero_point == pytest.approx(-64, abs=1)
+    assert accuracy(make(job, ranges={"image": (-1.0, 3.0)}), samples) == pytest.approx(float_accuracy, abs=0.03)
+
+
+def activation_scales(file: Path) -> list[tuple[float, int]]:
+    (graph,) = decode_graphs(read_model(read_bytes(file)))
+    results = [graph.tensors[each.outputs[0]] for each in graph.operators]
+    return [(each.scales[0], each.zero_points[0]) for each in results if each.dtype == "int8"]
+
+
+def test_ranges_are_written_and_can_be_given_again(make, samples, tmp_path) -> None:
+    """A file made of the ranges of another has the scales of that, whatever its own samples are."""
+    job, ranges = QuantizationJob(Scheme.INT8), tmp_path / "ranges.npz"
+    first = make(job, "first.tflite", statistics=ranges)
+    with np.load(ranges) as found:
+        known = dict(zip(found["names"].tolist(), map(tuple, found["ranges"].tolist()), strict=True))
+    assert all(low <= high for low, high in known.values())
+    dark = Dataset({"image": samples.inputs["image"][:60] * 0.1})
+    other = make(job, "other.tflite", calibration=dark)
+    again = make(job, "again.tflite", calibration=dark, ranges=known)
+    assert len(activation_scales(first)) > 4
+    assert activation_scales(again) == activation_scales(first)
+    assert activation_scales(other) != activation_scales(first)
+
+
 @pytest.mark.parametrize(
     "job",
     [QuantizationJob(Scheme.INT8), QuantizationJob(Scheme.INT16X8), QuantizationJob(Scheme.DYNAMIC, Algorithm.GPTQ)],

@@ -11,7 +11,7 @@ from edgecompress.artifacts import read_artifact
 from edgecompress.benchmark.execute import run_tflite
 from edgecompress.converters import tflite
 from edgecompress.converters.tflite import FloatConverter, FrozenGraph, freeze_graph
-from edgecompress.data import fix_shapes
+from edgecompress.data import InputSpec, fix_shapes
 from edgecompress.errors import ConversionError
 from edgecompress.isolate import Child
 from edgecompress.models import load_model
@@ -276,7 +276,7 @@ import hashlib, sys, tempfile
 from pathlib import Path
 from edgecompress.converters.graph_child import convert_graph
 from edgecompress.converters.tflite import freeze_graph
-from edgecompress.data import fix_shapes
+from edgecompress.data import InputSpec, fix_shapes
 from edgecompress.models import load_model
 
 loaded = load_model(sys.argv[1])
@@ -300,3 +300,10 @@ def test_two_fresh_processes_write_the_same_bytes(digits_gru) -> None:
     digests = [process.communicate(timeout=300)[0].strip() for process in [start("1"), start("2")]]
     assert len(digests[0]) == 64
     assert digests[0] == digests[1]
+
+
+def test_dropout_inside_of_recurrent_layers_is_left_out_and_stays_in_the_model() -> None:
+    model = keras.Sequential([keras.Input((5, 3)), layers.Bidirectional(layers.GRU(4, dropout=0.3))])
+    graph = freeze_graph(load_model(model), [InputSpec("x", (1, 5, 3), "float32")])
+    assert b"Assign" not in graph.graph_def
+    assert model.layers[0].forward_layer.cell.dropout == model.layers[0].backward_layer.cell.dropout == 0.3
