@@ -170,7 +170,7 @@ def one_step_of(specs: Sequence[InputSpec], steps: int) -> tuple[InputSpec, ...]
 
 
 def is_sequence(spec: InputSpec, steps: int) -> bool:
-    """Returns whether an input is cut into steps: features of that many steps, or as many tokens."""
+    """Returns whether an input is cut into steps: features of that many steps, or as many tokens or flags."""
     tokens = len(spec.shape) == 2 and spec.dtype.startswith(("int", "uint", "bool"))  # noqa: PLR2004 (batch, steps)
     return (len(spec.shape) > 2 or tokens) and spec.shape[1] == steps  # noqa: PLR2004
 

@@ -21,6 +21,7 @@ _TABLES = {
     "TensorMap": "*1 4",
     "Options": "",
 }
+_SHARING = 8  # a vector that is used again counts so much less: at most that much more is read than there is
 _FIELDS = {name: tuple(fields.split()) for name, fields in _TABLES.items()}
 
 
@@ -45,8 +46,9 @@ class _Verifier:
     def __init__(self, data: bytes, where: object) -> None:
         self._data = data
         self._where = where
-        # In a real file tables and vectors do not overlap; one where they do could keep a reader busy for hours.
+        # In a real file tables and vectors hardly overlap; one where they do could keep a reader busy for hours.
         self._budget = 2 * len(data) + 4096
+        self._seen: set[int] = set()
 
     def root(self, kind: str) -> None:
         self._table(self._read("<I", 0)[0], kind)
@@ -72,7 +74,10 @@ class _Verifier:
             return
         (length,) = self._read("<I", target)
         width = int(field[1:]) if field[0] == "*" else 4
-        self._claim(target + 4, length * width, cost=length * width)
+        # Tensors of the same scales may share them (see flatbuffer.write_tree).
+        again = field[0] == "*" and target in self._seen
+        self._seen.add(target)
+        self._claim(target + 4, length * width, cost=length * width // (_SHARING if again else 1))
         if field[0] == "[":
             for start in range(target + 4, target + 4 + 4 * length, 4):
                 self._table(start + self._read("<I", start)[0], field[1:-1])

@@ -62,6 +62,21 @@ def test_sleepecg(convert, wheel_file, tmp_path, name) -> None:
     assert all("int8" in op.input_dtypes for op in matrices)
 
 
+def test_sleepecg_in_integers(convert, wheel_file, tmp_path) -> None:
+    """Nights of different lengths: what is missing at the end is -1."""
+    with zipfile.ZipFile(wheel_file("sleepecg", "sleepecg/classifiers/wrn-gru-mesa.zip")) as archive:
+        (tmp_path / "wrn-gru-mesa.keras").write_bytes(archive.read("classifier.keras"))
+    nights = np.random.default_rng(0).normal(size=(80, 20, 36)).astype(np.float32)
+    for night, features in enumerate(nights):
+        features[20 - night % 10 :] = -1
+    report, artifact = convert("wrn-gru-mesa.keras", "cortex-m7", data=nights, scheme="int8")
+    assert artifact.op_counts["WHILE"] == 4
+    assert artifact.float_ops == artifact.flex_ops == artifact.custom_ops == ()
+    assert worst_snr(report) > 30
+    assert report.verified.outputs[0].top1_agreement > 0.98
+    assert report.after.size_bytes < 0.6 * report.before.size_bytes
+
+
 # Emotions from faces: a mini-Xception of Keras 2
 
 

@@ -330,6 +330,25 @@ def test_a_mask_that_is_given_is_taken() -> None:
     assert found.links[found.sites[0].mask] == "own"
 
 
+@pytest.mark.parametrize("kind", ["functional", "sequential", "tf_keras"])
+def test_a_mask_is_found_once_however_often_a_model_computes_it(kind) -> None:
+    """Models of Keras 3 have operations for it besides the layer."""
+    world = tf_keras if kind == "tf_keras" else keras
+    body = [world.layers.Masking(-1.0), world.layers.GRU(UNITS, return_sequences=True), world.layers.LSTM(UNITS)]
+    if kind == "sequential":
+        model = keras.Sequential([sequence(), *body])
+    else:
+        first = x = sequence(world=world)
+        for layer in body:
+            x = layer(x)
+        model = world.Model(first, x)
+    found = cut_of(model)
+    (mask,) = found.masks
+    assert (mask.value, found.links[mask.input]) == (-1.0, found.inputs[0].name)
+    assert {found.links[site.mask] for site in found.sites} == {mask.output}
+    assert operations(found.outer).isdisjoint({"NotEqual", "Any"})
+
+
 def test_masks_of_words_are_left_to_the_graph() -> None:
     found = cut_of(NETWORKS["masked words"]())
     masks = {site.mask for site in found.sites}
@@ -490,13 +509,16 @@ def test_a_forward_layer_that_reads_backwards() -> None:
     assert "recurrent layer 'both' (Bidirectional) has no integer form: its forward layer reads backwards" in line
 
 
+def test_masks_by_a_comparison_of_numbers_that_will_be_rounded() -> None:
+    x = sequence()
+    mask = keras.ops.any(keras.ops.greater(x, 0.0), axis=-1)
+    line = refusal(keras.Model(x, layers.GRU(UNITS, name="gru")(x, mask=mask)))
+    assert "recurrent layer 'gru' (GRU) has no integer form: its mask compares numbers that will be rounded" in line
+
+
 def test_masks_without_a_form() -> None:
     layer = layers.RNN(layers.GRUCell(UNITS), zero_output_for_mask=True, name="gru")
     assert "zero_output_for_mask without return_sequences" in refusal(stack(layers.Masking(), layer))
-    x = sequence()
-    loud = keras.ops.greater(keras.ops.max(x, -1), 0.5)
-    line = refusal(keras.Model(x, layers.GRU(UNITS, name="gru")(x, mask=loud)))
-    assert "its mask compares numbers that will be rounded" in line
     x = keras.Input((2, STEPS, FEATURES), name="x")
     inside = keras.Sequential([keras.Input((STEPS, FEATURES)), layers.Masking(), layers.GRU(UNITS)])
     assert "called on (2, 6, 4)" in refusal(keras.Model(x, layers.TimeDistributed(inside)(x)))

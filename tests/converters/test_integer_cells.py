@@ -268,3 +268,35 @@ def test_kernels_are_in_the_file_once() -> None:
     stored = Counter(bytes(each.data) for each in tree.buffers if each.data is not None and len(each.data))
     assert set(stored.values()) == {1}
     assert sum(len(data) for data in stored) < weights + 2000
+
+
+def test_unrolled_sequences_are_joined_in_parts_that_small_runtimes_take() -> None:
+    plan = plan_of(make("gru, hard gates"))
+    content = write(plan, write_unrolled, 105)
+    codes = read_tree(content).operatorCodes
+    joins = [
+        each for each in read_tree(content).subgraphs[0].operators
+        if codes[each.opcodeIndex].builtinCode == schema.BuiltinOperator.CONCATENATION
+    ]  # fmt: skip
+    assert len(joins) == 11 + 2
+    assert max(len(each.inputs) for each in joins) == 10
+    x = sequences(plan.layer, 1, 105)
+    loop = answers(write(plan, write_loop, 105), plan, x)[0]
+    np.testing.assert_array_equal(answers(content, plan, x)[0], loop)
+
+
+@pytest.mark.parametrize("form", ["loop", "several steps a turn", "unrolled"])
+@pytest.mark.parametrize("name", ["gru", "lstm", "zeros where nothing is"])
+def test_tflite_micro_leaves_out_the_same_steps(name, form) -> None:
+    runtime = pytest.importorskip("tflite_micro.python.tflite_micro.runtime")
+    layer = make(name)
+    plan, x = plan_of(layer), sequences(layer, SAMPLES)
+    mask, content = mask_for(x), write(plan, FORMS[form], mask=True)
+    micro = runtime.Interpreter.from_bytes(content, arena_size=200_000)
+    expected = answers(content, plan, x, mask)
+    for sample, given in enumerate(integers(x, plan.scales["x"])):
+        micro.set_input(given[None], 0)
+        micro.set_input(mask[sample : sample + 1], 1)
+        micro.invoke()
+        for place, wanted in enumerate(expected):
+            np.testing.assert_array_equal(micro.get_output(place)[0], wanted[sample])

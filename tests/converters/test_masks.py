@@ -31,6 +31,20 @@ def test_steps_of_which_all_features_are_the_value_do_not_count(dtype, value, re
     assert found.tolist() == [[True, False, True, True, False, True]]
 
 
+@pytest.mark.parametrize("dtype", SCALES)
+def test_tflite_micro_finds_the_same(dtype) -> None:
+    runtime = pytest.importorskip("tflite_micro.python.tflite_micro.runtime")
+    graph = new_graph()
+    x = graph.tensor("x", (1, STEPS, FEATURES), dtype, SCALES[dtype])
+    content = finish(graph, [x], [find_mask(graph, "masking", x, 0.0)])
+    given = np.random.default_rng(0).uniform(1, 2, (1, STEPS, FEATURES)).astype(np.float32)
+    given[0, 3] = 0
+    micro = runtime.Interpreter.from_bytes(content, arena_size=20_000)
+    micro.set_input(given if x.scale is None else integers(given, x.scale), 0)
+    micro.invoke()
+    assert micro.get_output(0).tolist() == [[True, True, True, False, True, True]]
+
+
 @pytest.mark.parametrize("number", [0.001, np.nan])
 def test_what_is_given_in_float_is_told_from_numbers_near_by(number) -> None:
     graph = new_graph()

@@ -76,7 +76,7 @@ def words() -> np.ndarray:
 def reader() -> Any:
     return stack(
         keras.Input((STEPS,), dtype="int32", name="words"), layers.Embedding(WORDS, 8, mask_zero=True),
-        layers.GRU(12, return_sequences=True), layers.LSTM(8), layers.Dense(4, name="answer"),
+        layers.GRU(12, return_sequences=True, name="gru"), layers.LSTM(8, name="lstm"), layers.Dense(4, name="answer"),
     )  # fmt: skip
 
 
