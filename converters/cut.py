@@ -115,7 +115,10 @@ def cut(model: LoadedModel, fixed: Sequence[InputSpec], *, one_step: bool = Fals
     model = without_16_bits(model)
     specs = tuple(fixed)
     if one_step:
-        specs = one_step_of(specs, _probe(model, fixed)[0][0].steps)
+        found, _ = _probe(model, fixed)
+        if not found:
+            raise ConversionError("there is no single step of it: no recurrent layer is called", where=model.name)
+        specs = one_step_of(specs, found[0].steps)
     probes, masks = _probe(model, specs, whole=not one_step)
     extra = [spec for probe in probes for spec in probe.outputs] + [spec for mask in masks for spec in mask.outputs]
     kept: list[str] = []
@@ -223,6 +226,11 @@ def record(model: LoadedModel, fixed: Sequence[InputSpec], samples: Dataset, fou
 
 
 def _prove(model: LoadedModel, site: Site, arrays: Mapping[str, Array]) -> None:
+    if not all(np.isfinite(arrays[name]).all() for name in (*site.inputs, *site.outputs)):
+        raise ConversionError(
+            f"recurrent layer {site.layer.name!r} takes or gives NaN or infinity on these samples", where=model.name,
+            fix="check the samples, and the weights and activations of the layer",
+        )  # fmt: skip
     x, *states = (arrays[name][:_PROOF_SAMPLES] for name in site.inputs)
     mask = None if site.mask is None else arrays[site.mask][:_PROOF_SAMPLES]
     for name, result in zip(site.outputs, run(site.layer, x, states, mask), strict=True):

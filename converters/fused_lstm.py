@@ -44,7 +44,7 @@ def write_fused(
     Raises:
         ConversionError: The operator cannot compute this layer; says why.
     """
-    _require_fit(plan, states, mask)
+    require_fused(plan, has_states=len(states) > 0, has_mask=mask is not None)
     layer, scale = plan.layer, plan.state_scale("state_0")
     input_kernels, biases = _write_gates(graph, plan, "x", x.scale)
     state_kernels, _ = _write_gates(graph, plan, "h", scale)
@@ -60,7 +60,8 @@ def write_fused(
     return [output if layer.return_sequences else _last_step(graph, plan, output)]
 
 
-def _require_fit(plan: IntegerLayer, states: Sequence[Value], mask: Value | None) -> None:
+def require_fused(plan: IntegerLayer, *, has_states: bool, has_mask: bool) -> None:
+    """Refuses a layer that the operator cannot compute; of the plan, only the layer and the bits are looked at."""
     layer = plan.layer
     activations = layer.activation, layer.recurrent_activation
     faults = {
@@ -69,8 +70,8 @@ def _require_fit(plan: IntegerLayer, states: Sequence[Value], mask: Value | None
         f"its activations are {' and '.join(activations)}, not tanh and sigmoid": activations != ("tanh", "sigmoid"),
         "it reads backwards": layer.go_backwards,
         "it returns its last states, which stay inside": layer.return_state,
-        "it is given the states that it begins with": len(states) > 0,
-        "a mask reaches it": mask is not None,
+        "it is given the states that it begins with": has_states,
+        "a mask reaches it": has_mask,
         "there is no kernel with 16-bit activations": plan.bits > 8,  # noqa: PLR2004
     }
     reason = next((reason for reason, found in faults.items() if found), None)

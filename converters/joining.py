@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from edgecompress.converters.cut import Cut, Site
+from edgecompress.converters.cut import Cut
 from edgecompress.converters.graph_writer import GraphWriter, TreeWriter, Value
 from edgecompress.converters.integer_cells import IntegerLayer
 from edgecompress.converters.masks import find_mask
@@ -116,7 +117,7 @@ class _Joining:
 
     def _finish(self, plans: Sequence[IntegerLayer], *, one_step: bool) -> Joined:
         pairs = tuple(
-            (f"{plan.name}_{state}", f"{plan.name}_next_{state}")
+            state_ports(plan.name, state)
             for plan in (plans if one_step else ()) for state in plan.layer.states
         )  # fmt: skip
         self._file.tree.signatureDefs = []
@@ -135,8 +136,7 @@ class _Joining:
         """Adds an input of the network, in the type that the file is to take."""
         inner = self._placeholders.get(name)
         if inner is None:
-            takers = [plan for site, plan in zip(self._parts.sites, plans, strict=True) if self._comes_from(site, name)]
-            scale = takers[0].scales["x"] if takers and dtype.startswith("float") else None
+            scale = next(self._wanted_scales(name, plans), None) if dtype.startswith("float") else None
             inner = self._graph.tensor(name, shape, dtype if scale is None else scale.dtype, scale)
         self._sources[name] = inner
         if inner.scale is None or self._border.inputs.value == inner.dtype:
@@ -147,8 +147,13 @@ class _Joining:
             self._unrounded[inner.index] = outer
         return outer
 
-    def _comes_from(self, site: Site, name: str) -> bool:
-        return self._parts.links.get(site.inputs[0]) == name
+    def _wanted_scales(self, name: str, plans: Sequence[IntegerLayer]) -> Iterator[Scale]:
+        """Yields the scales that layers want of an input of the network that they take as it is."""
+        for site, plan in zip(self._parts.sites, plans, strict=True):
+            wanted = (plan.scales["x"], *(plan.state_scale(state) for state in plan.layer.states))
+            yield from (
+                scale for sink, scale in zip(site.inputs, wanted, strict=False) if self._parts.links.get(sink) == name
+            )
 
     def _add_output(self, name: str) -> Value:
         inner = self._sink(name)
@@ -175,7 +180,7 @@ class _Joining:
 
     def _state_input(self, plan: IntegerLayer, name: str) -> Value:
         scale = plan.state_scale(name)
-        return self._graph.tensor(f"{plan.name}_{name}", (1, plan.layer.units), scale.dtype, scale)
+        return self._graph.tensor(state_ports(plan.name, name)[0], (1, plan.layer.units), scale.dtype, scale)
 
     def _fit(self, plan: IntegerLayer, state: Value, name: str) -> Value:
         scale = plan.state_scale(name)
@@ -249,11 +254,22 @@ def _alike(a: Scale | None, b: Scale | None) -> bool:
     return a.zero_point == b.zero_point and abs(a.step - b.step) <= _SAME * b.step
 
 
-def plan_names(sites: Sequence[Site]) -> Mapping[int, str]:
-    """Returns a name for each site: that of its layer, numbered if the layer is called more than once."""
-    seen: dict[str, int] = {}
-    names = {}
-    for place, site in enumerate(sites):
-        count = seen[site.layer.name] = seen.get(site.layer.name, 0) + 1
-        names[place] = site.layer.name if count == 1 else f"{site.layer.name}_{count}"
+def plan_names(parts: Cut) -> list[str]:
+    """Returns a name for each recurrent layer: its own, numbered where another layer or a port has it."""
+    ports = {spec.name for spec in parts.inputs} | set(parts.outputs)
+    names: list[str] = []
+    for site in parts.sites:
+        own = site.layer.name
+        tried = itertools.chain([own], (f"{own}_{number}" for number in itertools.count(2)))
+        others = {*names, *(each.layer.name for each in parts.sites if each.layer.name != own)}
+        names.append(next(name for name in tried if name not in others and not _taken(name, site.layer.states, ports)))
     return names
+
+
+def _taken(name: str, states: Sequence[str], ports: Iterable[str]) -> bool:
+    return any(port in ports for state in states for port in state_ports(name, state))
+
+
+def state_ports(name: str, state: str) -> tuple[str, str]:
+    """Returns the names of a state among the inputs and the outputs of a file of one step."""
+    return f"{name}_{state}", f"{name}_next_{state}"

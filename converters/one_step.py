@@ -45,7 +45,7 @@ def find_one_step(model: LoadedModel, fixed: Sequence[InputSpec], samples: Datas
         ConversionError: It cannot be run step by step; says why.
     """
     whole = cut(model, fixed)
-    _refuse(whole)
+    refuse_step(whole)
     few = Dataset({name: array[:_SAMPLES] for name, array in samples.inputs.items()})
     seen = record(model, fixed, few, whole)
     parts, steps = cut(model, fixed, one_step=True), whole.sites[0].steps
@@ -62,7 +62,8 @@ def find_one_step(model: LoadedModel, fixed: Sequence[InputSpec], samples: Datas
     return _compare(model, whole, parts, {**few.inputs, **_step_outputs(whole, seen)}, wanted, steps)
 
 
-def _refuse(whole: Cut) -> None:
+def refuse_step(whole: Cut) -> None:
+    """Refuses what a look at a network's recurrent layers shows to have no single step."""
     backwards = [site.layer.name for site in whole.sites if site.layer.go_backwards]
     if backwards:
         raise ConversionError(

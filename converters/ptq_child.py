@@ -177,8 +177,10 @@ def _take_known(statistics: dict[str, Any], content: bytes, job: dict[str, Any])
     tensors = decode_graphs(read_model(content))[0].tensors
     inputs = {text(each.Name()): tensors[each.TensorIndex()].name for each in _signature_inputs(content)}
     for name, ends in job["ranges"].items():
-        low, high = np.array(ends, np.float32).reshape(2, 1, 1)
         tensor = inputs.get(name, name)
+        # In the type that the library has: another would move scales by the last bit.
+        kind = np.asarray(statistics.get(tensor, {}).get("min", np.float32(0))).dtype
+        low, high = np.array(ends, kind).reshape(2, 1, 1)
         statistics[tensor] = {**statistics.get(tensor, {}), "min": low, "max": high}
     if job["statistics"] is not None:
         found = {
@@ -186,7 +188,7 @@ def _take_known(statistics: dict[str, Any], content: bytes, job: dict[str, Any])
             for name, one in statistics.items() if np.size(one.get("min", ())) == 1
         }  # fmt: skip
         with Path(job["statistics"]).open("wb") as file:
-            ranges = np.array(list(found.values()), np.float32).reshape(-1, 2)
+            ranges = np.array(list(found.values()), np.float64).reshape(-1, 2)
             np.savez(file, names=np.array(list(found)), ranges=ranges)
 
 

@@ -62,7 +62,8 @@ class RecurrentNetwork:
         self._folder, self._progress = folder, progress
         self._untrained = untrained or source
         self._whole = cut(source, fixed)
-        self._trained = all(site.ranges is not None for site in self._whole.sites)
+        sites = self._whole.sites
+        self._trained = bool(sites) and all(site.ranges is not None for site in sites)
         self._recorded = {} if self._trained else record(source, fixed, samples, self._whole)
         self._plans = self._make_plans(observer)
         self._outer: Outer | None = None
@@ -114,13 +115,13 @@ class RecurrentNetwork:
 
     def _make_plans(self, observer: Observer) -> tuple[IntegerLayer, ...]:
         bits = 16 if self._job.scheme is QuantizationScheme.INT16X8 else 8
-        names = plan_names(self._whole.sites)
+        names = plan_names(self._whole)
         return tuple(
             IntegerLayer(
                 site.layer, activation_scales(site.layer, self._ranges_of(site, observer), bits), bits,
-                self._job.dense is Granularity.PER_CHANNEL, names[place],
+                self._job.dense is Granularity.PER_CHANNEL, name,
             )
-            for place, site in enumerate(self._whole.sites)
+            for name, site in zip(names, self._whole.sites, strict=True)
         )  # fmt: skip
 
     def _ranges_of(self, site: Site, observer: Observer) -> Mapping[str, Range]:

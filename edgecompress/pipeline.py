@@ -46,7 +46,7 @@ from edgecompress.recipes import Recipe
 from edgecompress.report import CompressReport, FileSize, Report, SourceModel, Variant
 from edgecompress.report.notes import notes_on, notes_on_compression
 from edgecompress.samples import Samples, prepare_samples
-from edgecompress.scheme_choice import calibrates, refuse_scheme, wanted_schemes
+from edgecompress.scheme_choice import calibrates, refuse_scheme
 from edgecompress.schemes import QuantizationScheme
 from edgecompress.streaming import METADATA_KEY, with_stream
 from edgecompress.token_ids import refuse_unknown_ids
@@ -135,7 +135,7 @@ def convert(  # noqa: PLR0913 (each is one option of the command line)
         before = refuse_unresolved(read_artifact(float_file), source)
         task = _new_task(source, device, recipe, samples, reference, say, measure=benchmark)
         if recipe.passes:
-            refuse_loops(before, source, samples.fixed, *wanted_schemes(recipe, device))  # which no pass takes out
+            refuse_loops(task, before)  # which no pass takes out
             reference.result()  # training is to have the cores, and TensorFlow's global settings, to itself
             trained = run_passes(source, recipe, samples, checkpoints, say, device=device, resume=resume)
             made = build_trained(replace(task, source=trained.model), scratch / "trained", untrained=source)

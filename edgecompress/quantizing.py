@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +14,11 @@ from edgecompress.converters.ptq import QuantizationJob, quantize
 from edgecompress.data import InputSpec
 from edgecompress.errors import ConversionError, ExecutionError
 from edgecompress.loaded import LoadedModel
-from edgecompress.profiles import Profile
+from edgecompress.profiles import Profile, RecurrentLowering
 from edgecompress.recipes import Recipe
-from edgecompress.recurrent_forms import build_forms
+from edgecompress.recurrent_forms import build_forms, refuse_form
 from edgecompress.report.model import Attempt
-from edgecompress.scheme_choice import refuse_settings, trained_scheme
+from edgecompress.scheme_choice import refuse_settings, trained_scheme, wanted_schemes
 from edgecompress.schemes import QuantizationScheme
 from edgecompress.streaming import Stream, read_stream
 from edgecompress.verify.verification import random_inputs
@@ -110,9 +109,19 @@ def _build_forms(
     task: Task, scheme: QuantizationScheme, folder: Path, untrained: LoadedModel | None
 ) -> tuple[list[Candidate], list[Attempt]]:
     candidates, refused = build_forms(task, scheme, _job(task, scheme), folder, untrained=untrained)
+    running: list[Candidate] = []
     for candidate in candidates:
-        prove_it_runs(candidate.file, scheme)
-    return candidates, refused
+        try:
+            prove_it_runs(candidate.file, scheme)
+        except ConversionError as error:
+            if len(candidates) == 1:
+                raise
+            refused.append(Attempt(scheme=scheme, recurrent=candidate.recurrent, outcome="refused", reason=str(error)))
+        else:
+            running.append(candidate)
+    if not running:
+        raise ConversionError("; ".join(f"{one.recurrent}: {one.reason}" for one in refused))
+    return running, refused
 
 
 def chosen(scheme: QuantizationScheme, recipe: Recipe, device: Profile) -> Attempt:
@@ -153,25 +162,26 @@ def _job(task: Task, scheme: QuantizationScheme) -> QuantizationJob:
     )
 
 
-def refuse_loops(
-    artifact: Artifact, source: LoadedModel, fixed: Sequence[InputSpec], *schemes: QuantizationScheme
-) -> None:
-    """Refuses, before any training, a model with loops of which no fully quantized file can be made, if it must be one.
+def refuse_loops(task: Task, artifact: Artifact) -> None:
+    """Refuses, before any training, a model with loops of which the file that is wanted cannot be made.
 
     Args:
+        task: The model and the device.
         artifact: The model as a float file.
-        source: The model.
-        fixed: Its inputs with every dimension known.
-        schemes: What the file may be, the best first.
 
     Raises:
         ConversionError: Names the recurrent layers.
     """
-    if not has_loops(artifact) or not all(scheme.needs_calibration for scheme in schemes):
+    schemes, form = wanted_schemes(task.recipe, task.device), task.recipe.quantization.recurrent
+    must = all(scheme.needs_calibration for scheme in schemes)
+    if not has_loops(artifact) or not (must or form != "auto"):
         return
-    if not has_recurrent_layers(source):
-        raise _loops_stay_float(source, schemes[0])
-    cut(source, fixed)
+    if has_recurrent_layers(task.source):
+        parts = cut(task.source, task.samples.fixed)
+        if form != "auto":
+            refuse_form(parts, RecurrentLowering(form), schemes[0])
+    elif must:
+        raise _loops_stay_float(task.source, schemes[0])
 
 
 def _loops_stay_float(source: LoadedModel, scheme: QuantizationScheme) -> ConversionError:

@@ -7,6 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from edgecompress.candidates import Candidate, Task
+from edgecompress.converters.cut import Cut
+from edgecompress.converters.fused_lstm import require_fused
+from edgecompress.converters.integer_cells import IntegerLayer
+from edgecompress.converters.one_step import refuse_step
 from edgecompress.converters.ptq import QuantizationJob
 from edgecompress.converters.recurrent import RecurrentNetwork
 from edgecompress.errors import ConversionError
@@ -72,6 +76,21 @@ def wanted_forms(task: Task) -> tuple[RecurrentLowering, ...]:
     """Returns the forms that recurrent layers may have, the best first."""
     wanted = task.recipe.quantization.recurrent
     return task.device.quantization.recurrent if wanted == "auto" else (RecurrentLowering(wanted),)
+
+
+def refuse_form(parts: Cut, form: RecurrentLowering, scheme: QuantizationScheme) -> None:
+    """Refuses a form that a network cannot have, as far as a look at its layers shows it.
+
+    Raises:
+        ConversionError: Says why.
+    """
+    _refuse_long(form, [site.steps for site in parts.sites], alone=True)
+    if form is RecurrentLowering.STEP:
+        refuse_step(parts)
+    bits = 16 if scheme is QuantizationScheme.INT16X8 else 8
+    for site in parts.sites if form is RecurrentLowering.FUSED else ():
+        plan = IntegerLayer(site.layer, {}, bits, per_channel=False, name=site.layer.name)
+        require_fused(plan, has_states=len(site.inputs) > 1, has_mask=site.mask is not None)
 
 
 def _build(

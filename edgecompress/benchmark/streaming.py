@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from edgecompress.benchmark.child import ERRORS
 from edgecompress.benchmark.runner import (
+    RUNTIMES,
     Port,
     RunnerError,
     StepLoop,
@@ -24,7 +25,7 @@ from edgecompress.benchmark.runner import (
     to_model,
 )
 from edgecompress.data import Array
-from edgecompress.errors import ModelError
+from edgecompress.errors import DataError, ModelError, UsageError, did_you_mean
 from edgecompress.streaming import read_stream
 
 
@@ -62,6 +63,10 @@ class StreamRunner:
                 fix="run it with `run_tflite`, or convert the model with --recurrent step",
             )  # fmt: skip
         self.stream = stream
+        if runtime not in ("auto", *RUNTIMES):
+            raise UsageError(
+                "there is no such runtime", received=runtime, fix=did_you_mean(runtime, ("auto", *RUNTIMES))
+            )
         with self._named_errors():
             interpreter = open_interpreter(str(path), find_runtime(runtime), threads)
             self._loop = StepLoop(interpreter, stream.model_dump())
@@ -86,7 +91,7 @@ class StreamRunner:
         """
         sequences = self.stream.inputs
         samples = {
-            name: np.asarray(values)[(None, None) if name in sequences else None] for name, values in inputs.items()
+            name: _array(name, values)[(None, None) if name in sequences else None] for name, values in inputs.items()
         }
         with self._named_errors():
             check_samples(self._loop.inputs, samples)
@@ -107,7 +112,7 @@ class StreamRunner:
             DataError: Names, shapes or types that do not fit the model.
             ExecutionError: The runtime refused the values.
         """
-        samples = {name: np.asarray(values)[None] for name, values in inputs.items()}
+        samples = {name: _array(name, values)[None] for name, values in inputs.items()}
         with self._named_errors():
             results = predict_samples(self._loop, samples, raw=False)
         return {name: values[0] for name, values in results.items()}
@@ -126,3 +131,10 @@ class StreamRunner:
                 key: value for key, value in error.document.items() if key not in ("error", "kind")
             }
             raise ERRORS[error.document["kind"]](error.document["error"], **details) from None
+
+
+def _array(name: str, values: npt.ArrayLike) -> Array:
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise DataError(f"not an array of numbers: {error}", where=f"input {name!r}") from None

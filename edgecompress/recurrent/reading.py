@@ -192,5 +192,5 @@ def _channels_pay(matrix: Matrix) -> bool:
     A scale for each column takes twelve bytes of the file, and as much again for the bias: a twelfth of the weights of
     128 units. Of usual weights the largest is some five times the typical one.
     """
-    typical = math.sqrt(float(np.mean(np.square(matrix.values))))
+    typical = math.sqrt(float(np.mean(np.square(matrix.values, dtype=np.float64))))
     return float(np.abs(matrix.values).max(initial=0.0)) > _LARGEST * typical

@@ -22,6 +22,9 @@ _BYTE = 8  # bits: activations of more have no zero point
 _FIXED_8: dict[str, Range] = {"sigmoid": (0.0, 255 / 256), "clip": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)}
 # Beyond these sums, the result is the last step of its scale: rounding them more finely is worth more than reaching
 # further. sigmoid(6.24) = 1 - 1/512, tanh(3.12) = 1 - 1/256; in 16 bits likewise with 1/65536 and 1/32768.
+_BOUNDED = ("tanh", "sigmoid")
+_FINEST = 200  # times as fine: XNNPACK takes less than 256
+_USUAL = 16.0  # width of the sums before them: a result that never moved is given a 256th of it in 8 bits
 _REACH = {("sigmoid", 8): 6.24, ("tanh", 8): 3.12, ("sigmoid", 16): 11.1, ("tanh", 16): 5.55}
 
 
@@ -76,14 +79,43 @@ def activation_scales(layer: RecurrentLayer, ranges: Mapping[str, Range], bits: 
         ranges: Ranges by name, as `observing.observe` finds them.
         bits: 8 or 16.
     """
-    followed = {"gates_sum": layer.recurrent_activation, "candidate_sum": layer.activation, "sum": layer.activation}
+    reachable = _clip_sums(layer, ranges, bits)
+    widths = {name: high - low for name, (low, high) in reachable.items()}
+    # What results are measured by: activations of the bounded kinds go from -1 to 1.
+    bounded = layer.activation in _BOUNDED
+    usual = _USUAL if bounded else max((widths.get(name, 0.0) for name in layer.projections), default=0.0)
     scales = {}
-    for name, (low, high) in ranges.items():
-        reach = _REACH.get((followed.get(name, ""), bits))
-        scales[name] = (
-            scale_of(low, high, bits) if reach is None else scale_of(max(low, -reach), min(high, reach), bits)
-        )
+    for name, (low, high) in reachable.items():
+        least = 0.0 if name == "x" else (widths.get("x", 0.0) if name.startswith("x_factor") else usual) / 2**bits
+        if name in layer.matrices and name in layer.projections:
+            # Kernels do not take products in steps that are much finer than the sums they are made of.
+            step = widths.get("x", 0.0) * float(np.abs(layer.matrices[name].values).max(initial=0.0)) / _WEIGHT_STEPS
+            least = max(least, step / _FINEST)
+        scales[name] = scale_of(low, max(high, min(low, 0.0) + least), bits)
     return scales
+
+
+def _clip_sums(layer: RecurrentLayer, ranges: Mapping[str, Range], bits: int) -> dict[str, Range]:
+    """Returns the ranges without what no activation can tell from its limits, in sums and in what is summed."""
+    added = {
+        "gates_sum": ("x_gates", "h_gates", layer.recurrent_activation),
+        "candidate_sum": ("x_candidate", "h_reset" if layer.reset_after else "h_candidate", layer.activation),
+        "sum": ("x_state", "h_state", layer.activation),
+    }
+    found = dict(ranges)
+    for total, (first, second, activation) in added.items():
+        reach = _REACH.get((activation, bits))
+        if reach is None or total not in ranges:
+            continue
+        found[total] = _clip(ranges[total], reach)
+        for term, other in ((first, second), (second, first)):
+            if term in ranges and other in ranges:
+                found[term] = _clip(ranges[term], reach + max(abs(end) for end in ranges[other]))
+    return found
+
+
+def _clip(ends: Range, limit: float) -> Range:
+    return max(ends[0], -limit), min(ends[1], limit)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,12 @@ _PASSED_OVER = frozenset(
     }
 )  # fmt: skip
 _KNOWN_HOMES = ("keras", "edgecompress")  # where the classes are from that rules are for
+_MAKE_MASKS = frozenset({"Masking", "NotEqual"})
+_MASKS = "masks have no place in a network that is trained quantized"
+WITHOUT_MASKS = (
+    "build the model without the mask, give it these weights, and pad at the front; or convert without --qat, which "
+    "keeps masks"
+)
 _TAKE_INTEGERS = frozenset({"cast", "embedding", "float", "move", "reshape"})
 _USE_OTHERWISE = "name it in the exclude of [[passes]] kind = 'qat', which leaves it in float, or convert without --qat"
 
@@ -245,8 +251,10 @@ class Lowering:
         if not args and "inputs" in kwargs:
             args = (kwargs.pop("inputs"),)
         if kwargs.get("mask") is not None:
-            raise UnsupportedError("masks have no place in an int8 file")
+            raise UnsupportedError(_MASKS, WITHOUT_MASKS)
         prefix = "" if isinstance(operation, keras.Layer) else "ops."
+        if type(operation).__name__ in _MAKE_MASKS:
+            raise UnsupportedError(_MASKS, WITHOUT_MASKS)
         for base in type(operation).__mro__:
             kind, home = f"{prefix}{base.__name__}", base.__module__.split(".")[0]
             if home in _KNOWN_HOMES:

@@ -7,7 +7,7 @@ import pytest
 
 from edgecompress.benchmark.execute import run_tflite
 from edgecompress.benchmark.streaming import StreamRunner
-from edgecompress.errors import DataError, ExecutionError, ModelError, UnavailableError
+from edgecompress.errors import DataError, ExecutionError, ModelError, UnavailableError, UsageError
 from tests.handsteps import FEATURES, SUM, sum_steps
 
 RNG = np.random.default_rng(5)
@@ -80,6 +80,15 @@ def test_files_that_are_not_of_one_step(models: dict[str, Path], step_files: dic
         StreamRunner(tmp_path / "missing.tflite")
     with pytest.raises(ModelError, match="'sum' and its output 'next_sum' differ"):
         StreamRunner(step_files["two_scales"])
+
+
+def test_an_unknown_runtime_and_ragged_numbers(step_files: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match=r"there is no such runtime; received litrt.*did you mean 'litert'"):
+        StreamRunner(step_files["sum"], runtime="litrt")
+    runner = StreamRunner(step_files["sum"])
+    (name,) = runner.stream.inputs
+    with pytest.raises(DataError, match=f"input '{name}': not an array of numbers"):
+        runner.step(**{name: [[1.0], [2.0, 3.0]]})
 
 
 def test_a_missing_runtime_is_unavailable(step_files: dict[str, Path]) -> None:

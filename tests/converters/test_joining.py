@@ -145,9 +145,28 @@ def test_one_step_takes_and_gives_states_in_pairs(tmp_path) -> None:
     assert (before.dtype, before.scale, before.zero_point) == (after.dtype, after.scale, after.zero_point)
 
 
-def test_layers_that_are_called_more_than_once_are_numbered() -> None:
-    sites = [site(layer(name), place) for place, name in enumerate(("a", "b", "a", "a"))]
-    assert plan_names(sites) == {0: "a", 1: "b", 2: "a_2", 3: "a_3"}
+@pytest.mark.parametrize(
+    ("names", "port", "wanted"),
+    [
+        (("a", "b", "a", "a"), "x", ["a", "b", "a_2", "a_3"]),
+        (("gru", "gru", "gru_2"), "x", ["gru", "gru_3", "gru_2"]),
+        (("gru",), "gru_state_0", ["gru_2"]),
+    ],
+)
+def test_layers_are_numbered_where_another_layer_or_a_port_has_the_name(names, port, wanted) -> None:
+    sites = tuple(site(layer(name), place) for place, name in enumerate(names))
+    assert plan_names(Cut((replace(X, name=port),), ("y",), sites, (), None)) == wanted
+
+
+def test_a_state_that_the_network_is_given_is_an_integer_where_its_inputs_are(tmp_path) -> None:
+    gru, x = layer(), sequences()
+    begins = replace(site(gru), inputs=("in_0_0", "in_0_1"))
+    inputs = (X, InputSpec("h", (1, UNITS), "float32"))
+    parts = Cut(inputs, ("y",), (begins,), (), None, {"in_0_0": "x", "in_0_1": "h", "y": "out_0_0"})
+    plan = plan_for(gru, x)
+    signature = save(join(parts, None, [plan], write_loop, BYTES), tmp_path).signature
+    assert [tensor.dtype for tensor in signature.inputs.values()] == ["int8", "int8"]
+    assert signature.inputs["h"].scale == pytest.approx(plan.state_scale("state_0").step)
 
 
 # With the rest of a network

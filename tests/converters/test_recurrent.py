@@ -14,6 +14,7 @@ from edgecompress.benchmark.execute import run_tflite
 from edgecompress.converters.ptq import QuantizationJob
 from edgecompress.converters.recurrent import RecurrentFile, RecurrentNetwork
 from edgecompress.data import Dataset, InputSpec
+from edgecompress.errors import ConversionError
 from edgecompress.flatbuffer import read_model
 from edgecompress.graphs import decode_graphs
 from edgecompress.models import load_model
@@ -242,3 +243,41 @@ def test_numbers_near_to_nothing_are_told_from_nothing(make: Callable[[], Any], 
     with in_process():
         found = run_tflite(network(model, x, tmp_path).write(LOOP).path, {"rows": x})["y"]
     assert np.abs(found - model.predict(x, verbose=0)).max() < 0.04
+
+
+@pytest.mark.parametrize("size", [1e6, 1e3, 1.0, 1e-6])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_inputs_of_any_size_and_single_steps_give_files_that_run(rows, size, steps, tmp_path) -> None:
+    x = rows[:, :steps] * np.float32(size)
+    model = stack(keras.Input((steps, FEATURES), name="rows"), layers.GRU(6, name="memory"))
+    made = network(model, x, tmp_path)
+    loop, step = (run_tflite(made.write(form).path, {"rows": x})["memory"] for form in (LOOP, STEP))
+    assert np.array_equal(loop, step)
+    if size == 1.0:
+        assert np.abs(loop - np.asarray(model(x))).max() < 0.05
+
+
+def test_a_layer_that_gives_no_numbers_is_the_models_fault(rows, tmp_path) -> None:
+    model = of_rows(layers.SimpleRNN(6, activation="relu", name="explodes"))
+    model.layers[0].cell.recurrent_kernel.assign(np.full((6, 6), 1e30, np.float32))
+    with pytest.raises(ConversionError, match="layer 'explodes' takes or gives NaN or infinity on these samples"):
+        network(model, rows + 1, tmp_path)
+
+
+def test_a_layer_that_is_owned_and_not_called(rows, tmp_path) -> None:
+    class Idle(layers.Layer):
+        def __init__(self) -> None:
+            super().__init__(name="idle")
+            self.memory = layers.GRU(3)
+            self.memory.build((None, STEPS, FEATURES))
+
+        def build(self, _shape: Any) -> None:
+            self.built = True
+
+        def call(self, x: Any) -> Any:
+            return x * 2.0
+
+    made = network(of_rows(Idle(), layers.Dense(2)), rows, tmp_path)
+    assert not made.kinds
+    with pytest.raises(ConversionError, match="no single step of it: no recurrent layer is called"):
+        made.write(STEP)

@@ -79,6 +79,22 @@ def test_sums_reach_as_far_as_their_activation_tells_numbers_apart(bits, sigmoid
     assert 1 - math.tanh(tanh) < 1.01 * fixed_scale("tanh", bits).step
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_terms_reach_no_further_than_their_sum_can_tell(bits) -> None:
+    ranges = {"x_gates": (-1e4, 900.0), "h_gates": (-2.0, 1.0), "gates_sum": (-1e4, 900.0)}
+    ends = {name: range_of(scale) for name, scale in activation_scales(GRU, ranges, bits).items()}
+    reach = 8.3 if bits == 8 else 16.1  # of the sigmoid, and 2 that the state can take back
+    assert all(abs(end) < reach for end in ends["x_gates"])
+    assert ends["h_gates"][0] <= -1.99
+
+
+def test_what_never_moved_has_steps_that_kernels_take() -> None:
+    ranges = {"x": (-1.0, 1.0), "h_gates": (0.0, 0.0), "h_candidate": (0.0, 0.0), "state_0": (-0.5, 0.5)}
+    scales = activation_scales(GRU, ranges, 8)
+    assert scales["h_gates"].step == scales["h_candidate"].step == pytest.approx(2**-12, rel=0.01)
+    assert scales["x"].step == pytest.approx(2 / 255, rel=0.01)
+
+
 def test_short_sums_keep_their_range() -> None:
     assert activation_scales(GRU, {"gates_sum": (-1.0, 8.0)}, 8)["gates_sum"] == scale_of(-1, 6.24, 8)
     assert activation_scales(GRU, {"gates_sum": (-1.0, 2.0)}, 8)["gates_sum"] == scale_of(-1, 2, 8)
