@@ -108,10 +108,13 @@ def pick(task: Task, candidates: Sequence[Candidate]) -> tuple[Candidate, tuple[
     whole = [one for one in able if one.candidate.stream is None]
     prefers_steps = task.device.quantization.recurrent[:1] == (RecurrentLowering.STEP,)
     able = able if prefers_steps or not whole else whole
-    smallest = min(one.size_bytes for one in able)
+    small = able
     if task.measured_here and task.device.kernels.prefers == "size":
-        able = [one for one in able if one.size_bytes <= smallest * _AS_SMALL]
-    best, reason = _fastest(task, able)
+        smallest = min(one.size_bytes for one in able)
+        small = [one for one in able if one.size_bytes <= smallest * _AS_SMALL]
+    best, reason = _fastest(task, small)
+    if len(small) < len(able):
+        reason += ", of the smaller files"
     return best.candidate, tuple(_attempt(one, best, reason, is_worse=_is_worse(one, judged)) for one in judged)
 
 
