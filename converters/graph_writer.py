@@ -29,7 +29,6 @@ _VERSIONS: dict[str, dict[str, int]] = {
     "RELU": {"int8": 2, "int16": 3},
     "SLICE": {"int8": 2, "int16": 4},
     "SPLIT": {"int8": 2, "int16": 4},
-    "SPLIT_V": {"int8": 2, "int16": 2},
     "STRIDED_SLICE": {"int8": 2, "int16": 4},
     "SUB": {"int8": 2, "int16": 5},
     "TANH": {"int8": 2, "int16": 3},

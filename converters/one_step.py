@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edgecompress.converters.cut import Cut, cut, is_sequence, record
+from edgecompress.converters.cut import Cut, cut, is_sequence
+from edgecompress.converters.recording import record
 from edgecompress.data import Array, Dataset, InputSpec
 from edgecompress.errors import ConversionError
 from edgecompress.loaded import LoadedModel

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from edgecompress.converters.cut import Cut, Site, cut, record
+from edgecompress.converters.cut import Cut, Site, cut
 from edgecompress.converters.fused_lstm import write_fused
-from edgecompress.converters.integer_cells import IntegerLayer, write_loop, write_step, write_unrolled
+from edgecompress.converters.integer_cells import IntegerLayer
+from edgecompress.converters.integer_forms import write_loop, write_step, write_unrolled
 from edgecompress.converters.joining import Border, Write, join, plan_names
 from edgecompress.converters.one_step import OneStep, find_one_step
 from edgecompress.converters.outer import Outer, quantized_outer, trained_outer
 from edgecompress.converters.ptq import QuantizationJob, io_type
+from edgecompress.converters.recording import record
 from edgecompress.data import Array, Dataset, InputSpec
 from edgecompress.isolate import Progress
 from edgecompress.loaded import LoadedModel

@@ -61,16 +61,16 @@ class LoadedModel:
         if self.framework == "saved_model":
             results = self.model(**{spec.name: tensor for spec, tensor in zip(self.inputs, tensors, strict=True)})
             return [results[name] for name in self.outputs]
-        tree = _tree(self.framework)
-        arguments = tree.pack_sequence_as(_structures(self.model)[0], list(tensors))
-        flat: list[Any] = tree.flatten(self.model(arguments, training=False))
-        return flat
+        return self._call_keras(self.model, tensors)
 
     def call_body(self, *tensors: Any) -> list[Any]:
         """Does what `call` does for a Keras model, on shapes that the model does not say it takes."""
+        return self._call_keras(self.model.call, tensors)
+
+    def _call_keras(self, function: Callable[..., Any], tensors: Sequence[Any]) -> list[Any]:
         tree = _tree(self.framework)
         arguments = tree.pack_sequence_as(_structures(self.model)[0], list(tensors))
-        flat: list[Any] = tree.flatten(self.model.call(arguments, training=False))
+        flat: list[Any] = tree.flatten(function(arguments, training=False))
         return flat
 
     def predict(self, inputs: Mapping[str, Array], *, fixed: Sequence[InputSpec]) -> dict[str, Array]:

@@ -58,6 +58,7 @@ MAY_IMPORT = {
         "converters.cut",
         "converters.graph_child",
         "converters.one_step",
+        "converters.recording",
         "converters.stand_ins",
         "tfmot",
         "passes",

@@ -104,8 +104,8 @@ class Operations(Protocol[T]):
     def activate(self, name: str, x: T, kind: str) -> T:
         """Applies "tanh", "sigmoid", "relu", or "clip", which limits to [0, 1]."""
 
-    def split(self, x: T, sizes: Sequence[int]) -> Sequence[T]:
-        """Cuts the last axis; the parts keep the scale."""
+    def split(self, x: T, count: int) -> Sequence[T]:
+        """Cuts the last axis into equal parts, which keep the scale."""
 
     def join(self, name: str, parts: Sequence[T]) -> T:
         """Joins along the last axis results that all have this name."""
@@ -117,7 +117,7 @@ def project(layer: RecurrentLayer, ops: Operations[T], x: T) -> tuple[T, ...]:
     if any(layer.products[name] for name in sizes):
         known: dict[str, T] = {}
         return tuple(_multiply(layer, ops, name, x, known) for name in sizes)
-    gates = ops.split(x, [layer.units] * sum(map(len, _PROJECTIONS[layer.kind].values())))
+    gates = ops.split(x, sum(map(len, _PROJECTIONS[layer.kind].values())))
     return tuple(_take(layer, ops, name, gates) for name in sizes)
 
 
@@ -137,7 +137,7 @@ def _gru(layer: RecurrentLayer, ops: Operations[T], projected: Sequence[T], stat
     """Cho et al. 2014 (arXiv:1406.1078); h' = c + z * (h - c) is z * h + (1 - z) * c with an operation less."""
     (old,), (x_gates, x_candidate), known = states, projected, dict[str, T]()
     total = ops.add("gates_sum", x_gates, _multiply(layer, ops, "h_gates", old, known))
-    update, reset = ops.split(_activate(ops, "gates", total, layer.recurrent_activation), [layer.units] * 2)
+    update, reset = ops.split(_activate(ops, "gates", total, layer.recurrent_activation), 2)
     if layer.reset_after:
         recurrent = ops.multiply("h_reset", reset, _multiply(layer, ops, "h_candidate", old, known))
     else:
@@ -151,7 +151,7 @@ def _lstm(layer: RecurrentLayer, ops: Operations[T], projected: Sequence[T], sta
     """Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000."""
     (old, carry), (x_gates, x_candidate), known = states, projected, dict[str, T]()
     total = ops.add("gates_sum", x_gates, _multiply(layer, ops, "h_gates", old, known))
-    admit, forget, give = ops.split(_activate(ops, "gates", total, layer.recurrent_activation), [layer.units] * 3)
+    admit, forget, give = ops.split(_activate(ops, "gates", total, layer.recurrent_activation), 3)
     total = ops.add("candidate_sum", x_candidate, _multiply(layer, ops, "h_candidate", old, known))
     candidate = _activate(ops, "candidate", total, layer.activation)
     kept, new = ops.multiply("kept", forget, carry), ops.multiply("new", admit, candidate)

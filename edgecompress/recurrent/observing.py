@@ -95,8 +95,8 @@ class _InFloat:
     def activate(self, name: str, x: Array, kind: str) -> Array:
         return self.see(name, _FUNCTIONS[kind](x))
 
-    def split(self, x: Array, sizes: Sequence[int]) -> Sequence[Array]:
-        return np.split(x, np.cumsum(sizes)[:-1], axis=-1)
+    def split(self, x: Array, count: int) -> Sequence[Array]:
+        return np.split(x, count, axis=-1)
 
     def join(self, name: str, parts: Sequence[Array]) -> Array:
         del name  # seen already

@@ -184,10 +184,10 @@ class _TensorOperations:
         result = tf.clip_by_value(x, 0.0, 1.0) if kind == "clip" else getattr(tf.nn, kind)(x)
         return self.see(name, result)
 
-    def split(self, x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    def split(self, x: Tensor, count: int) -> Sequence[Tensor]:
         import tensorflow as tf
 
-        parts: Sequence[Tensor] = tf.split(x, list(sizes), axis=-1)
+        parts: Sequence[Tensor] = tf.split(x, count, axis=-1)
         return parts
 
     def join(self, _name: str, parts: Sequence[Tensor]) -> Tensor:

@@ -17,8 +17,8 @@ from edgecompress.converters.cut import (
     has_recurrent_layers,
     is_sequence,
     one_step_of,
-    record,
 )
+from edgecompress.converters.recording import record
 from edgecompress.converters.tflite import FrozenGraph
 from edgecompress.data import Dataset, InputSpec, fix_shapes
 from edgecompress.errors import ConversionError, InternalError

@@ -13,7 +13,8 @@ from edgecompress.artifacts import read_artifact
 from edgecompress.benchmark.execute import run_tflite
 from edgecompress.converters.fused_lstm import write_fused
 from edgecompress.converters.graph_writer import TreeWriter
-from edgecompress.converters.integer_cells import IntegerLayer, write_unrolled
+from edgecompress.converters.integer_cells import IntegerLayer
+from edgecompress.converters.integer_forms import write_unrolled
 from edgecompress.data import Dataset, InputSpec
 from edgecompress.errors import ConversionError
 from edgecompress.flatbuffer import read_tree, write_tree

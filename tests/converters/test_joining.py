@@ -12,7 +12,8 @@ from edgecompress.artifacts import Artifact, read_artifact
 from edgecompress.benchmark.execute import run_tflite
 from edgecompress.converters.cut import Cut, Masking, Site
 from edgecompress.converters.graph_writer import Value
-from edgecompress.converters.integer_cells import IntegerLayer, write_loop, write_step, write_unrolled
+from edgecompress.converters.integer_cells import IntegerLayer
+from edgecompress.converters.integer_forms import write_loop, write_step, write_unrolled
 from edgecompress.converters.joining import Border, Joined, join, plan_names
 from edgecompress.converters.tflite import FrozenGraph
 from edgecompress.data import InputSpec

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
 
-from edgecompress.converters.integer_cells import IntegerLayer, write_loop, write_step, write_unrolled
+from edgecompress.converters.integer_cells import IntegerLayer
+from edgecompress.converters.integer_forms import write_loop, write_step, write_unrolled
 from edgecompress.flatbuffer import read_tree
 from edgecompress.layers import LowRankGRU, LowRankLSTM
 from edgecompress.recurrent.cells import RecurrentLayer
