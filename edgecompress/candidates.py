@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +114,9 @@ def pick(task: Task, candidates: Sequence[Candidate]) -> tuple[Candidate, tuple[
     best, reason = _fastest(task, small)
     if len(small) < len(able):
         reason += ", of the smaller files"
-    return best.candidate, tuple(_attempt(one, best, reason, is_worse=_is_worse(one, judged)) for one in judged)
+    bulky = [one for one in able if one not in small]
+    reasons = (reason if one is best else _why_not(one, best, judged, bulky) for one in judged)
+    return best.candidate, tuple(_attempt(one, best, why) for one, why in zip(judged, reasons, strict=True))
 
 
 def _judge(task: Task, candidates: Sequence[Candidate]) -> list[_Judged]:
@@ -123,7 +124,7 @@ def _judge(task: Task, candidates: Sequence[Candidate]) -> list[_Judged]:
     latencies: list[float | None] = [None] * len(candidates)
     if task.measured_here and len(candidates) > 1:
         with contextlib.suppress(ExecutionError):  # a file that cannot be timed is still a verified file
-            latencies = list(_latencies(candidates, threads=min(task.device.runtime.threads, os.cpu_count() or 1)))
+            latencies = list(_latencies(candidates, threads=task.device.runtime.threads_here))
     verified = []
     for done, candidate in enumerate(candidates):
         task.say("compare forms", done, len(candidates))
@@ -154,17 +155,20 @@ def _fastest(task: Task, able: Sequence[_Judged]) -> tuple[_Judged, str]:
     return best, "the fastest on this machine's CPU"
 
 
-def _attempt(one: _Judged, best: _Judged, reason: str, *, is_worse: bool) -> Attempt:
-    if one is not best:
-        reason = "later in the profile's order"
-        if is_worse:
-            reason = "answers worse"
-        elif one.candidate.stream is not None:
-            reason = "single steps, which the caller has to loop over; --recurrent step asks for them"
-        elif one.size_bytes > best.size_bytes * _AS_SMALL:
-            reason = f"{one.size_bytes / best.size_bytes:.1f} times the size"
-        elif one.latency_ms is not None and best.latency_ms is not None and one.latency_ms > best.latency_ms:
-            reason = f"{one.latency_ms / best.latency_ms:.1f} times as slow"
+def _why_not(one: _Judged, best: _Judged, judged: Sequence[_Judged], bulky: Sequence[_Judged]) -> str:
+    """Says why a file was passed over."""
+    if _is_worse(one, judged):
+        return "answers worse"
+    if one.candidate.stream is not None:
+        return "single steps, which the caller has to loop over; --recurrent step asks for them"
+    if one in bulky:
+        return f"{one.size_bytes / best.size_bytes:.1f} times the size"
+    if one.latency_ms is not None and best.latency_ms is not None and one.latency_ms > best.latency_ms:
+        return f"{one.latency_ms / best.latency_ms:.1f} times as slow"
+    return "later in the profile's order"
+
+
+def _attempt(one: _Judged, best: _Judged, reason: str) -> Attempt:
     candidate = one.candidate
     return Attempt(
         scheme=candidate.scheme, outcome="chosen" if one is best else "passed over", reason=reason,

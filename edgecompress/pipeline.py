@@ -147,7 +147,7 @@ def convert(  # noqa: PLR0913 (each is one option of the command line)
         after = read_artifact(final)
 
         say("verify", 0, 1)
-        threads = _threads(device)
+        threads = device.runtime.threads_here
         outputs = run_tflite(final, dict(samples.held_out.inputs), threads=threads)
         answers = reference.result()
         verified = verify(answers, outputs, samples.held_out.labels, samples.kind)
@@ -342,16 +342,12 @@ def _new_task(
     """Returns what decides how the file is made; a file is judged by the float model's answers, the `reference`."""
 
     def judge(file: Path) -> Verified:
-        outputs = run_tflite(file, dict(samples.held_out.inputs), threads=_threads(device))
+        outputs = run_tflite(file, dict(samples.held_out.inputs), threads=device.runtime.threads_here)
         return verify(reference.result(), outputs, samples.held_out.labels, samples.kind)
 
     if has_recurrent_layers(source):
         reference.result()  # its layers are replaced while it is cut: nobody may run them then
     return Task(source, device, recipe, samples, judge, say, measure=measure)
-
-
-def _threads(device: Profile) -> int:
-    return min(device.runtime.threads, os.cpu_count() or 1)
 
 
 def _write_final(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from enum import StrEnum
 from importlib import resources
@@ -89,6 +90,11 @@ class RuntimeSpec(_Part):
     min_version: str | None = Field(None, description="Oldest version of it that must be able to run the file.")
     threads: _PositiveInt = Field(1, description="Threads for the CPU kernels, also used by `benchmark`.")
     targets: tuple[Target, ...] = Field(min_length=1, description="Processors, in order of preference.")
+
+    @property
+    def threads_here(self) -> int:
+        """Threads for a run on this machine: as many as on the device, if it has so many cores."""
+        return min(self.threads, os.cpu_count() or 1)
 
 
 class QuantizationSpec(_Part):

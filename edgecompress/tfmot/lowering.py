@@ -27,9 +27,7 @@ _PASSED_OVER = frozenset(
     }
 )  # fmt: skip
 _KNOWN_HOMES = ("keras", "edgecompress")  # where the classes are from that rules are for
-_MAKE_MASKS = frozenset({"Masking", "NotEqual"})
-_MASKS = "masks have no place in a network that is trained quantized"
-WITHOUT_MASKS = (
+_WITHOUT_MASKS = (
     "build the model without the mask, give it these weights, and pad at the front; or convert without --qat, which "
     "keeps masks"
 )
@@ -116,6 +114,12 @@ class UnsupportedError(Exception):
     def __init__(self, reason: str, fix: str = _USE_OTHERWISE) -> None:
         super().__init__(reason)
         self.fix = fix
+
+
+def masked(option: str | None = None) -> UnsupportedError:
+    """Returns the refusal of what makes or takes a mask, with the option that asks for it, if one does."""
+    reason = "masks have no place in a network that is trained quantized"
+    return UnsupportedError(reason if option is None else f"{option}: {reason}", _WITHOUT_MASKS)
 
 
 def rule(*kinds: str) -> Callable[[Rule], Rule]:
@@ -251,10 +255,8 @@ class Lowering:
         if not args and "inputs" in kwargs:
             args = (kwargs.pop("inputs"),)
         if kwargs.get("mask") is not None:
-            raise UnsupportedError(_MASKS, WITHOUT_MASKS)
+            raise masked()
         prefix = "" if isinstance(operation, keras.Layer) else "ops."
-        if type(operation).__name__ in _MAKE_MASKS:
-            raise UnsupportedError(_MASKS, WITHOUT_MASKS)
         for base in type(operation).__mro__:
             kind, home = f"{prefix}{base.__name__}", base.__module__.split(".")[0]
             if home in _KNOWN_HOMES:

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgecompress.recurrent.reading import is_recurrent
 from edgecompress.tfmot.activation_rules import activate, elu, relu, softmax
-from edgecompress.tfmot.lowering import WITHOUT_MASKS, Lowering, Node, UnsupportedError, rule
+from edgecompress.tfmot.lowering import Lowering, Node, UnsupportedError, masked, rule
 from edgecompress.tfmot.products import arithmetic, dense, einsum, join, reshape, transpose
 
 _IMAGE_AXES = 3  # height, width, channels
@@ -139,13 +139,13 @@ def _depthwise_kernel(variable: Any) -> Any:
 @rule("Embedding")
 def _embedding(low: Lowering, layer: Any, x: Node) -> Node:
     if layer.mask_zero:
-        raise UnsupportedError("mask_zero: masks have no place in a network that is trained quantized", WITHOUT_MASKS)
+        raise masked("mask_zero")
     return low.add("embedding", x, weights={"table": array(layer.embeddings)})
 
 
-@rule("Masking")
-def _masking(_low: Lowering, _layer: Any, _x: Node) -> Node:
-    raise UnsupportedError("masks have no place in a network that is trained quantized", WITHOUT_MASKS)
+@rule("Masking", "ops.NotEqual")  # the second is what Keras 3 adds to a model for the first
+def _masking(_low: Lowering, _layer: Any, *_inputs: Any) -> Node:
+    raise masked()
 
 
 @rule("BatchNormalization")
