@@ -152,7 +152,7 @@ def measure(task: Task, model: keras.Model, seed: int) -> Row:
     decomposed, (result,) = apply_passes(model, [task.low_rank], looking)
     trained, _ = apply_passes(model, [task.low_rank], training)
     whole = clone_model(as_functional(model))
-    retrain(whole, model, training, step="whole", epochs=task.training.epochs)
+    retrain(whole, training.of_pass(LowRank(), model), LowRank())
     figures = [accuracy(each, task.test) for each in (model, decomposed, plain, trained, whole)]
     weights, macs = shares(result.ranks)
     return Row(seed, *figures, weights, macs, time.perf_counter() - start)

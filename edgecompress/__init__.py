@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgecompress.benchmark.streaming import StreamRunner
     from edgecompress.comparison import Comparison, compare
     from edgecompress.data import Dataset, InputSpec, load_data
+    from edgecompress.distill import Distiller, make_student
     from edgecompress.doctor import diagnose
     from edgecompress.errors import EdgeCompressError
     from edgecompress.inspection import ModelSummary, inspect
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from edgecompress.recipes import Recipe, load_recipe
     from edgecompress.report.model import CompressReport, Report
     from edgecompress.schemes import Algorithm, Granularity, IoType, Observer, QuantizationScheme
-    from edgecompress.techniques import Cluster, Fuse, LowRank, Prune, Qat, Training
+    from edgecompress.techniques import Cluster, Distill, Fuse, LowRank, Prune, Qat, Training
     from edgecompress.verify.evaluation import Evaluation, evaluate
 
 _HOMES = {
@@ -46,6 +47,8 @@ _HOMES = {
     "Comparison": "comparison",
     "CompressReport": "report.model",
     "Dataset": "data",
+    "Distill": "techniques",
+    "Distiller": "distill",
     "EdgeCompressError": "errors",
     "Evaluation": "verify.evaluation",
     "FactorizedDense": "layers",
@@ -84,6 +87,7 @@ _HOMES = {
     "load_model": "models",
     "load_profile": "profiles",
     "load_recipe": "recipes",
+    "make_student": "distill",
     "plan": "planning",
     "ranks": "ranking",
     "read_artifact": "artifacts",
@@ -97,6 +101,8 @@ __all__ = [
     "Comparison",
     "CompressReport",
     "Dataset",
+    "Distill",
+    "Distiller",
     "EdgeCompressError",
     "Evaluation",
     "FactorizedDense",
@@ -135,6 +141,7 @@ __all__ = [
     "load_model",
     "load_profile",
     "load_recipe",
+    "make_student",
     "plan",
     "ranks",
     "read_artifact",

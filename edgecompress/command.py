@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ _RECIPE_OPTIONS = {
 }
 # The option of each kind of pass, in the order that options have.
 _PASS_OPTIONS = {
+    "distill": "--distill",
     "low_rank": "--low-rank",
     "fuse": "--fuse",
     "prune": "--prune",
@@ -38,6 +40,8 @@ _PASS_OPTIONS = {
 }
 _MAIN_FIELDS = {"prune": "sparsity", "cluster": "clusters"}  # said first, and without a key
 _FLAGS = ("fuse", "qat")  # whose fields have an option of their own
+# What stays a word when an option is read: no number, date, true, inf or the like, no comma, quote or bracket.
+_WORD = re.compile(r"(?!(?:true|false|inf|nan)$)[A-Za-z_./][\w./-]*|\d+:\d+", re.ASCII)
 
 
 def command_line(  # noqa: PLR0913 (each is one option of the command line)
@@ -114,10 +118,15 @@ def _pass_options(technique: Technique) -> list[str]:
         return [option, fields["pattern"]]
     if main is not None:
         fields = {main: getattr(technique, main), **fields}
-    if not fields or any(isinstance(value, (dict, list)) for value in fields.values()):
+    if not fields or not all(map(_is_plain, fields.values())):
         return [option, _inline(fields)]
     pairs = {key: value if isinstance(value, str) else _toml(value) for key, value in fields.items()}
     return [option, ",".join(value if key == main else f"{key}={value}" for key, value in pairs.items())]
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value can stand in `key=value` pairs, where words have no quotes."""
+    return not isinstance(value, (dict, list)) and (not isinstance(value, str) or _WORD.fullmatch(value) is not None)
 
 
 def _inline(fields: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ _CALL_FIX = (
     "or export it with model.export(folder)"
 )
 _NARROW = ("float16", "bfloat16")
+_ONLY_MOVE = frozenset({"Reshape", "Flatten", "Dropout", "Identity", "Permute"})
 _TRACE_SIZE = 32  # what a dimension of unknown size is taken for when a traced model is compared
 
 
@@ -164,6 +165,12 @@ def explicit_arguments(node: Any) -> dict[str, Any]:
     return {key: value for key, value in arguments.kwargs.items() if is_explicit(key, value)}
 
 
+def call_keywords(node: Any) -> dict[str, Any]:
+    """Returns the keyword arguments to repeat a call with: `explicit_arguments`, and `training` if it was given."""
+    training = node.arguments.kwargs.get("training")
+    return explicit_arguments(node) | ({} if training is None else {"training": training})
+
+
 def clone_model(model: Any) -> Any:
     """Returns a copy of a Keras 3 model, not compiled and with weights of its own; `model` is left as it is.
 
@@ -239,10 +246,20 @@ def _clone(model: Any, change: Callable[[Any], Any]) -> Any:
             clone = keras.models.clone_model(model, clone_function=remake)
     finally:
         model.compiled = compiled
-    clone.set_weights(model.get_weights())
+    copy_weights(model, clone)
     for layer, copy in zip(model._flatten_layers(), clone._flatten_layers(), strict=True):  # noqa: SLF001
         copy.name = layer.name  # which the configuration of a custom layer may leave out
     return clone
+
+
+def copy_weights(original: Any, copy: Any) -> None:
+    """Gives a Keras 3 layer or model the weights of one that it was made after."""
+    import keras
+
+    copy.set_weights(original.get_weights())
+    for layer in copy._flatten_layers():  # noqa: SLF001
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # which works out what it computes with; its weights alone change nothing
 
 
 @contextlib.contextmanager
@@ -269,6 +286,39 @@ def copying(model: Any) -> Iterator[None]:
 def _custom_layers(model: Any) -> dict[str, Any]:
     layers = model._flatten_layers()  # noqa: SLF001
     return {type(layer).__name__: type(layer) for layer in layers if not type(layer).__module__.startswith("keras.")}
+
+
+def last_activation(model: Any, output: int) -> str | None:
+    """Returns the name of the activation that an output of a Keras model comes from, such as "softmax" or "linear".
+
+    Layers that only move values are looked through.
+
+    Args:
+        model: A model of Keras 3 or tf_keras.
+        output: Index of the output, in flat order.
+
+    Returns:
+        None if the layer has no activation that could be told, or the model is no graph of layers.
+    """
+    tensors = getattr(model, "outputs", None)
+    tensor = tensors[output] if tensors else None
+    while (history := getattr(tensor, "_keras_history", None)) is not None:
+        layer = history.operation if hasattr(history, "operation") else history.layer
+        if getattr(layer, "outputs", None) and hasattr(layer, "layers"):
+            tensor = layer.outputs[history.tensor_index]
+        elif _only_moves(layer):
+            node = layer._inbound_nodes[history.node_index]  # noqa: SLF001
+            tensor = (node.input_tensors if hasattr(node, "input_tensors") else node.keras_inputs)[0]
+        elif type(layer).__name__ in ("Softmax", "Sigmoid"):
+            return type(layer).__name__.lower() if getattr(layer, "axis", -1) in (-1, len(tensor.shape) - 1) else None
+        else:
+            return getattr(getattr(layer, "activation", None), "__name__", None)
+    return None
+
+
+def _only_moves(layer: Any) -> bool:
+    kind = type(layer).__name__
+    return kind in _ONLY_MOVE or (kind == "Activation" and layer.activation.__name__ == "linear")
 
 
 def no_inputs(where: object) -> ModelError:

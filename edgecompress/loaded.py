@@ -67,10 +67,16 @@ class LoadedModel:
         """Does what `call` does for a Keras model, on shapes that the model does not say it takes."""
         return self._call_keras(self.model.call, tensors)
 
+    def nested_inputs(self, flat: Sequence[Any]) -> Any:
+        """Returns one thing for each input of a Keras model, nested as its inputs are."""
+        return _tree(self.framework).pack_sequence_as(_structures(self.model)[0], list(flat))
+
+    def nested_outputs(self, flat: Sequence[Any]) -> Any:
+        """Returns one thing for each output of a Keras model, nested as its outputs are."""
+        return _tree(self.framework).pack_sequence_as(_structures(self.model)[1], list(flat))
+
     def _call_keras(self, function: Callable[..., Any], tensors: Sequence[Any]) -> list[Any]:
-        tree = _tree(self.framework)
-        arguments = tree.pack_sequence_as(_structures(self.model)[0], list(tensors))
-        flat: list[Any] = tree.flatten(function(arguments, training=False))
+        flat: list[Any] = _tree(self.framework).flatten(function(self.nested_inputs(tensors), training=False))
         return flat
 
     def predict(self, inputs: Mapping[str, Array], *, fixed: Sequence[InputSpec]) -> dict[str, Array]:

@@ -69,7 +69,7 @@ def whole_file(destination: Path, *, source: Path | None) -> Iterator[Path]:
             raise OutputError(
                 "is a folder, but a file is written", where=destination, fix=f"-o {destination / 'compressed.keras'}"
             )
-        if source is not None and destination.exists() and destination.samefile(source):
+        if source is not None and destination.exists() and source.exists() and destination.samefile(source):
             raise OutputError("is the model itself", where=destination, fix="choose another name with -o")
         destination = destination.resolve()
         missing = _missing_parents(destination)

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +43,7 @@ from edgecompress.planning import plan_passes, refuse_unready, shapes_by_name
 from edgecompress.profiles import Profile, Target, find_profile, load_profile
 from edgecompress.quantizing import Quantized, quantize_best, refuse_loops, refuse_unresolved
 from edgecompress.recipes import Recipe
+from edgecompress.reference import open_reference, refuse_teachers
 from edgecompress.report import CompressReport, FileSize, Report, SourceModel, Variant
 from edgecompress.report.notes import notes_on, notes_on_compression
 from edgecompress.samples import Samples, prepare_samples
@@ -53,6 +54,7 @@ from edgecompress.token_ids import refuse_unknown_ids
 from edgecompress.training import Trained, build_trained, run_passes
 from edgecompress.verify.kernels import check_kernels, kernels_in
 from edgecompress.verify.metrics import Scores
+from edgecompress.verify.predictor import is_tflite
 from edgecompress.verify.verification import Verified, verify, write_golden
 from edgecompress.versions import decisive_versions, own_version
 
@@ -106,6 +108,7 @@ def convert(  # noqa: PLR0913 (each is one option of the command line)
     recipe = recipe or Recipe()
     destination = Path(output) if output is not None else Path(f"{_stem(model)}-{device.name}")
     refuse_unready(recipe, train=train, data=data, resume=resume)
+    refuse_teachers(recipe, _path_of(model), destination)
     refuse_scheme(recipe, device, samples=data is not None or train is not None)
     with (
         TrainingFolder(destination) as checkpoints,
@@ -131,13 +134,19 @@ def convert(  # noqa: PLR0913 (each is one option of the command line)
         float_file = converter.convert(freeze_graph(source, samples.fixed), scratch)
         # The float model's answers are worked out while the quantizer's process keeps the other core busy; not sooner,
         # because the converter's process needs the memory.
-        reference = beside.submit(source.predict, samples.held_out.inputs, fixed=samples.fixed)
+        reference = beside.submit(
+            open_reference(source, recipe, samples.fixed, custom_objects=custom_objects, unsafe=unsafe).answers,
+            samples.held_out,
+        )
         before = refuse_unresolved(read_artifact(float_file), source)
         task = _new_task(source, device, recipe, samples, reference, say, measure=benchmark)
         if recipe.passes:
             refuse_loops(task, before)  # which no pass takes out
             reference.result()  # training is to have the cores, and TensorFlow's global settings, to itself
-            trained = run_passes(source, recipe, samples, checkpoints, say, device=device, resume=resume)
+            trained = run_passes(
+                source, recipe, samples, checkpoints, say, load=_opener(custom_objects, unsafe=unsafe), device=device,
+                resume=resume,
+            )  # fmt: skip
             made = build_trained(replace(task, source=trained.model), scratch / "trained", untrained=source)
         else:
             trained = Trained(source, (), ())
@@ -213,7 +222,7 @@ def compress(  # noqa: PLR0913 (each is one option of the command line)
     unsafe: bool = False,
     progress: Progress | None = None,
 ) -> CompressReport:
-    """Factorizes, fuses, prunes and clusters a Keras 3 model, and writes it as a .keras file, compiled as it was.
+    """Distils, factorizes, fuses, prunes and clusters a Keras 3 model; writes it as a .keras file, compiled as it was.
 
     Args:
         model: A path of a Keras 3 model, or a Keras 3 model, which stays as it is.
@@ -239,6 +248,7 @@ def compress(  # noqa: PLR0913 (each is one option of the command line)
     device = find_profile(profile)
     _refuse_recipe(recipe)
     refuse_unready(recipe, train=train, data=data, resume=resume)
+    refuse_teachers(recipe, _path_of(model), destination)
     with (
         TrainingFolder(destination) as checkpoints,
         whole_file(destination, source=_path_of(model)) as file,
@@ -250,11 +260,15 @@ def compress(  # noqa: PLR0913 (each is one option of the command line)
         samples = prepare_samples(data, train, specs, recipe, calibrate=False, input_range=input_range, unsafe=unsafe)
         refuse_unknown_ids(source, samples.training, samples.calibration, samples.held_out)
         plan_passes(source, recipe.passes, samples.fixed, device).require()
+        reference = open_reference(source, recipe, samples.fixed, custom_objects=custom_objects, unsafe=unsafe)
         original = Path(scratch, "original.keras")
         save_model(_as_it_was(source, custom_objects), original)
-        answers = source.predict(samples.held_out.inputs, fixed=samples.fixed)
+        answers = reference.answers(samples.held_out)
 
-        trained = run_passes(source, recipe, samples, checkpoints, say, device=device, resume=resume)
+        trained = run_passes(
+            source, recipe, samples, checkpoints, say, load=_opener(custom_objects, unsafe=unsafe), device=device,
+            resume=resume,
+        )  # fmt: skip
         uncompiled = compile_as(trained.model.model, source.compile_config, where=source.name, objects=custom_objects)
         save_model(trained.model.model, file)
 
@@ -277,7 +291,7 @@ def compress(  # noqa: PLR0913 (each is one option of the command line)
             training=samples.trained_on,
             passes=trained.results,
             verified=verified,
-            before=_file_size(original),
+            before=_file_size(*(reference.files or (original,))),
             after=_file_size(file),
             notes=notes_on_compression(
                 recipe, verified, samples.used, passes=trained.results,
@@ -326,7 +340,7 @@ def _refuse_recipe(recipe: Recipe) -> None:
     if not recipe.passes:
         raise UsageError(
             "there is nothing to do: no pass was asked for",
-            fix="add --low-rank 0.5, --fuse, --prune 0.8 or --cluster 16, or a --recipe",
+            fix="add --distill width=0.5, --low-rank 0.5, --fuse, --prune 0.8 or --cluster 16, or a --recipe",
         )
     if recipe.qat is not None:
         raise UsageError(
@@ -405,9 +419,22 @@ def _flash_size(file: Path, scheme: QuantizationScheme, device: Profile) -> Flas
     return vela_flash_bytes(file, accelerator)
 
 
-def _file_size(file: Path) -> FileSize:
-    content = file.read_bytes()
-    return FileSize(size_bytes=len(content), gzip_bytes=len(gzip.compress(content, compresslevel=9, mtime=0)))
+def _file_size(*paths: Path) -> FileSize:
+    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    contents = [file.read_bytes() for file in files if file.is_file()]
+    return FileSize(
+        size_bytes=sum(map(len, contents)),
+        gzip_bytes=sum(len(gzip.compress(content, compresslevel=9, mtime=0)) for content in contents),
+    )
+
+
+def _opener(custom_objects: Mapping[str, Any] | None, *, unsafe: bool) -> Callable[[str], Any]:
+    """Returns what opens the files that passes name; a .tflite file is opened by its path."""
+
+    def load(path: str) -> Any:
+        return path if is_tflite(path) else load_model(path, custom_objects=custom_objects, unsafe=unsafe)
+
+    return load
 
 
 def _hash_weights(model: Any) -> str:

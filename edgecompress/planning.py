@@ -19,10 +19,10 @@ from edgecompress.profiles import Profile, find_profile
 from edgecompress.recipes import Recipe
 from edgecompress.scheme_choice import refuse_scheme, trained_scheme
 from edgecompress.schemes import QuantizationScheme
-from edgecompress.techniques import Cluster, Fuse, LowRank, Prune, Qat, Technique, Training
+from edgecompress.techniques import Cluster, Distill, Fuse, LowRank, Prune, Qat, Technique, Training, Trains
 from edgecompress.tfmot.qat import plan_qat
 
-_REBUILDS = ("low_rank", "fuse")  # passes after which the model has other layers
+_REBUILDS = ("distill", "low_rank", "fuse")  # passes after which the model has other layers
 
 
 class _Part(BaseModel):
@@ -143,7 +143,7 @@ def plan_passes(
     if source.framework != "keras":
         kind = {"tf_keras": "a model of Keras 2", "saved_model": "a SavedModel"}[source.framework]
         raise ModelError(
-            "low_rank, fuse, prune, cluster and qat take models of Keras 3", where=source.name, received=kind,
+            "distill, low_rank, fuse, prune, cluster and qat take models of Keras 3", where=source.name, received=kind,
             fix="build the model with Keras 3, load its weights, and give what model.save('model.keras') writes",
         )  # fmt: skip
     return Plan(
@@ -181,14 +181,17 @@ def refuse_unready(recipe: Recipe, *, train: object, data: object, resume: bool)
         if name is not None:
             raise UsageError(
                 f"no pass trains the model, so {name} would have no effect",
-                fix="add --low-rank, --prune, --cluster or --qat (or [[passes]] to the recipe), or leave it out",
+                fix="add --distill, --low-rank, --prune, --cluster or --qat (or [[passes]]), or leave it out",
             )
     elif train is None:
         fix = "pass --train samples.npz, with labels as y"
         if recipe.qat is not None:
             raise DataError("qat trains the model, which needs training samples", fix=fix)
-        if any(isinstance(one, LowRank) and one.distill for one in recipe.passes):
-            raise DataError("low_rank: distill trains the model, which needs training samples", fix=fix)
+        if any(isinstance(one, Distill) for one in recipe.passes):
+            raise DataError("distill trains the model, which needs training samples", fix=fix)
+        taught = next((one.kind for one in recipe.passes if isinstance(one, Trains) and one.distill), None)
+        if taught is not None:
+            raise DataError(f"{taught}: distill trains the model, which needs training samples", fix=fix)
         if settings or resume or any(getattr(one, "epochs", None) is not None for one in recipe.passes):
             what = "--resume" if resume else "how to train (epochs or the like)"
             raise DataError(f"{what} was given, but nothing to train on", fix=fix)

@@ -12,7 +12,7 @@ from edgecompress.data import Dataset, InputSpec, fix_shapes, hash_samples, load
 from edgecompress.errors import DataError
 from edgecompress.recipes import Recipe
 from edgecompress.report.model import DataUsed, TrainingData
-from edgecompress.techniques import LowRank
+from edgecompress.techniques import Distill, Fuse, LowRank
 from edgecompress.verify.verification import SampleKind, random_inputs
 
 _RANDOM_SAMPLES = 8
@@ -121,12 +121,18 @@ def _load_training(
         raise DataError(
             error.what, where=error.where, expected=error.expected, received=error.received, fix=fix
         ) from None
-    if dataset.labels is None:
+    if dataset.labels is None and not _needs_no_labels(recipe):
         raise DataError(
             "training needs labels, and there are none", where=dataset.source,
             fix="save them in the .npz as y, or sort the images into one folder for each class",
         )  # fmt: skip
     return dataset
+
+
+def _needs_no_labels(recipe: Recipe) -> bool:
+    """Whether all that trains learns from a teacher alone."""
+    training = [one for one in recipe.passes if not isinstance(one, Fuse)]
+    return bool(training) and all(isinstance(one, Distill) and one.alpha == 1 for one in training)
 
 
 def _without_data(

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -19,7 +19,7 @@ _Sparsity = Annotated[float, Field(ge=0, lt=1, strict=True)]
 _Clusters = Annotated[int, Field(ge=0, strict=True)]
 _Switch = Annotated[bool, Field(strict=True)]
 _Fraction = Annotated[float, Field(gt=0, lt=1, strict=True)]
-_Energy = Annotated[float, Field(gt=0, le=1, strict=True)]
+_UpToWhole = Annotated[float, Field(gt=0, le=1, strict=True)]
 _Budget = _Fraction | _Count
 _RankOrShare = Annotated[int, Field(ge=0, strict=True)] | _Fraction
 RANK_CHOICES = ("rank", "ratio", "energy", "params_budget", "flops_budget", "evbmf")
@@ -58,7 +58,26 @@ class Training(_Part):
         return self
 
 
-class Prune(_Part):
+class Trains(_Part):
+    """A pass that trains the model again, if there are samples to train on."""
+
+    kind: str
+    epochs: _Count | None = Field(None, description="Epochs of this pass; absent: those of [training].")
+    distill: _Share = Field(
+        0.0,
+        description="Weight, in the loss, of answering as the model before the first pass did (Hinton et al. 2015); at "
+        "1 labels only measure.",
+    )
+    temperature: _Positive = Field(2.0, description="What distill divides the logits of classes by.")
+
+    @model_validator(mode="after")
+    def _softens_something(self) -> Self:
+        if not self.distill and self.temperature != type(self).model_fields["temperature"].default:
+            raise ValueError("temperature softens the answers that distill compares: give distill, too")
+        return self
+
+
+class Prune(Trains):
     """Sets weights to zero (Zhu & Gupta 2017, arXiv:1710.01878), by TFMOT's `prune_low_magnitude`."""
 
     kind: Literal["prune"] = "prune"
@@ -77,7 +96,6 @@ class Prune(_Part):
         "magnitude", description="What is pruned first: small weights, or small |weight x gradient| on training data."
     )
     l1: _Positive | None = Field(None, description="Weight of an L1 penalty on kernels while training, e.g. 1e-5.")
-    epochs: _Count | None = Field(None, description="Epochs of this pass; absent: those of [training].")
 
     _patterns = field_validator("layers")(_check_patterns)
 
@@ -101,7 +119,7 @@ class Prune(_Part):
         return self
 
 
-class Cluster(_Part):
+class Cluster(Trains):
     """Lets the weights of a kernel share few values (Han et al. 2016, arXiv:1510.00149), by TFMOT."""
 
     kind: Literal["cluster"] = "cluster"
@@ -114,7 +132,6 @@ class Cluster(_Part):
     )
     per_channel: _Switch = Field(False, description="Cluster each output channel of a convolution on its own.")
     preserve_sparsity: _Switch = Field(True, description="Weights that are zero stay zero.")
-    epochs: _Count | None = Field(None, description="Epochs of this pass; absent: those of [training].")
 
     _patterns = field_validator("layers")(_check_patterns)
 
@@ -126,7 +143,7 @@ class Cluster(_Part):
         return layers
 
 
-class Qat(_Part):
+class Qat(Trains):
     """Trains with quantization simulated (Jacob et al. 2018, arXiv:1712.05877), by TFMOT's wrappers and quantizers.
 
     What pruning and clustering did before is kept: zeros stay zero, shared values stay shared.
@@ -136,12 +153,11 @@ class Qat(_Part):
     exclude: tuple[str, ...] = Field((), description="Layers to leave in float: regular expressions over their names.")
     preserve_sparsity: _Switch = Field(True, description="Weights that are zero stay zero.")
     preserve_clusters: _Switch = Field(True, description="Kernels with few distinct values keep as few.")
-    epochs: _Count | None = Field(None, description="Epochs of this pass; absent: those of [training].")
 
     _patterns = field_validator("exclude")(_check_patterns)
 
 
-class LowRank(_Part):
+class LowRank(Trains):
     """Replaces kernels by products of smaller ones, where that saves both weights and arithmetic.
 
     Exactly one of the ways of choosing ranks is given; without any, `energy` is 0.95.
@@ -150,7 +166,7 @@ class LowRank(_Part):
     kind: Literal["low_rank"] = "low_rank"
     rank: _Count | None = Field(None, description="This rank in each layer whose matrices are larger.")
     ratio: _Fraction | None = Field(None, description="Share of its weights that each layer may keep.")
-    energy: _Energy | None = Field(None, description="Share of the squared singular values that each matrix keeps.")
+    energy: _UpToWhole | None = Field(None, description="Share of the squared singular values that each matrix keeps.")
     params_budget: _Budget | None = Field(
         None, description="Weights that the model may keep, as a share (0.5) or a number (200000), shared over layers."
     )
@@ -173,10 +189,6 @@ class LowRank(_Part):
         "joint", description="Whether the gates of a GRU or LSTM share factors or have their own."
     )
     multiple: _Count | None = Field(None, description="Ranks are multiples of this; absent: what the profile prefers.")
-    distill: _Share = Field(
-        0.0, description="Weight, in the loss, of answering as the original did (Hinton et al. 2015)."
-    )
-    epochs: _Count | None = Field(None, description="Epochs of this pass; absent: those of [training].")
 
     _patterns = field_validator("layers")(_check_patterns)
 
@@ -195,6 +207,74 @@ class LowRank(_Part):
         return next(((name, getattr(self, name)) for name in RANK_CHOICES if getattr(self, name)), ("energy", 0.95))
 
 
+class Term(_Part):
+    """One way in which a student is compared with its teacher; see `edgecompress.distill` for each."""
+
+    kind: Literal[
+        "soft_labels", "logits", "hard_labels", "features", "hidden_states", "attention_transfer",
+        "attention_matrices", "similarity_preserving",
+    ] = Field(description="What is compared.")  # fmt: skip
+    weight: _Positive = Field(1.0, description="What it is multiplied by.")
+    teacher_layer: str | None = Field(None, description="The teacher's layer; 'outer/inner' inside a nested model.")
+    student_layer: str | None = Field(None, description="The student's layer.")
+    projector: Literal["linear"] | None = Field(
+        None, description="'linear' learns a map of the student's channels to the teacher's (features, hidden_states)."
+    )
+
+    @model_validator(mode="after")
+    def _names_its_layers(self) -> Self:
+        layers = (self.teacher_layer, self.student_layer)
+        if self.kind in ("soft_labels", "logits", "hard_labels"):
+            if layers != (None, None):
+                raise ValueError(f"{self.kind} compares outputs: leave teacher_layer and student_layer out")
+        elif None in layers:
+            raise ValueError(f"{self.kind} compares layers: give teacher_layer and student_layer")
+        if self.projector is not None and self.kind not in ("features", "hidden_states"):
+            raise ValueError(f"{self.kind} takes no projector")
+        return self
+
+
+class Distill(_Part):
+    """Trains a smaller model by the answers of a larger one (Hinton et al. 2015, arXiv:1503.02531).
+
+    With width, depth or rank the model is the teacher, and a student that is made of it takes its place. With `teacher`
+    the model, or what width, depth and rank make of it, is the student of those files.
+    """
+
+    kind: Literal["distill"] = "distill"
+    teacher: str | tuple[str, ...] = Field(
+        (), description="Files that teach: .keras, .h5, .tflite, SavedModel folders; absent: the model itself."
+    )
+    width: _UpToWhole | None = Field(None, description="Share of the channels and units that the student has.")
+    depth: _UpToWhole | None = Field(None, description="Share of repeated blocks that the student has.")
+    rank: _Fraction | _Count | None = Field(None, description="Rank of the student's Dense, GRU and LSTM kernels.")
+    alpha: _Share = Field(0.7, description="Weight of the teacher in the loss; at 1 no labels are needed.")
+    temperature: _Positive = Field(4.0, description="What logits are divided by before they are compared.")
+    losses: tuple[Term, ...] = Field(
+        (), description="What is compared; absent: soft labels for classes, squared errors for values."
+    )
+    cache: _Switch = Field(
+        True, description="Keep the teacher's answers on disk while training, so that it runs once over the samples."
+    )
+    epochs: _Count | None = Field(None, description="Epochs of this pass; absent: those of [training].")
+
+    @model_validator(mode="after")
+    def _has_a_student(self) -> Self:
+        if not self.teachers and not self.makes_student:
+            raise ValueError("a model cannot teach itself: give width, depth or rank of its student, or a teacher")
+        return self
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """The files that teach, empty where the model does."""
+        return (self.teacher,) if isinstance(self.teacher, str) else self.teacher
+
+    @property
+    def makes_student(self) -> bool:
+        """Whether the student is a new model, made after the one that is given."""
+        return (self.width, self.depth, self.rank) != (None, None, None)
+
+
 class Fuse(_Part):
     """Merges layers that can be one: the same answers with fewer weights or less arithmetic."""
 
@@ -208,7 +288,7 @@ class Fuse(_Part):
     )
 
 
-Technique = Annotated[LowRank | Fuse | Prune | Cluster | Qat, Field(discriminator="kind")]
+Technique = Annotated[Distill | LowRank | Fuse | Prune | Cluster | Qat, Field(discriminator="kind")]
 
 
 def setting_for(name: str, layers: dict[str, Any], otherwise: Any) -> Any:

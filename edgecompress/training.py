@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from edgecompress.artifacts import read_artifact
 from edgecompress.calibration import audit_calibration
@@ -31,7 +32,7 @@ from edgecompress.report.tables import counted
 from edgecompress.samples import Samples
 from edgecompress.scheme_choice import may_quantize, trained_scheme, wanted_schemes
 from edgecompress.schemes import QuantizationScheme
-from edgecompress.techniques import LowRank, Qat
+from edgecompress.techniques import Distill, LowRank, Qat
 from edgecompress.tfmot.qat import train_quantized
 
 
@@ -44,13 +45,14 @@ class Trained:
     notes: tuple[str, ...]
 
 
-def run_passes(
+def run_passes(  # noqa: PLR0913 (what a run is made of)
     source: LoadedModel,
     recipe: Recipe,
     samples: Samples,
     folder: TrainingFolder,
     say: Progress,
     *,
+    load: Callable[[str], Any] = str,
     device: Profile | None = None,
     resume: bool = False,
 ) -> Trained:
@@ -62,6 +64,7 @@ def run_passes(
         samples: Those to train on among them; without, nothing is trained.
         folder: Takes the checkpoints.
         say: Called with (step, done, total).
+        load: Opens a model file that a pass names.
         device: What the file is for, whose kernels passes go by; needed by qat only.
         resume: Go on from the checkpoints in the folder.
 
@@ -73,9 +76,10 @@ def run_passes(
     notes = [*_on_the_range(source, samples), *_on_activations(recipe, samples)]
     kernels = _kernels_of(device)
     context = PassContext(
-        training=recipe.training, seed=recipe.seed, data=samples.training, calibration=samples.activations,
-        fixed=samples.fixed, multiple=kernels.rank_multiple, prefers=kernels.prefers,
-        quantized=_may_quantize(recipe, device), compile_config=source.compile_config, say=say,
+        training=recipe.training, seed=recipe.seed, data=samples.training, teacher=_teacher(source, recipe),
+        calibration=samples.activations, fixed=samples.fixed, multiple=kernels.rank_multiple, prefers=kernels.prefers,
+        quantized=_may_quantize(recipe, device), load=load,
+        compile_config=source.compile_config, say=say,
     )  # fmt: skip
     if samples.training is not None:
         found = folder.open(_identity(source, recipe, samples, device), resume=resume)
@@ -140,6 +144,12 @@ def _identity(source: LoadedModel, recipe: Recipe, samples: Samples, device: Pro
         "kernels": _kernels_of(device).model_dump() | {"quantized": _may_quantize(recipe, device)},
         "scheme": None if recipe.qat is None or device is None else str(trained_scheme(recipe, device)),
     }
+
+
+def _teacher(source: LoadedModel, recipe: Recipe) -> Any:
+    """Returns what all passes keep the answers of: the model as it was loaded, unless it was to learn at first."""
+    learns = any(isinstance(each, Distill) and each.teachers for each in recipe.passes)
+    return None if learns else source.model
 
 
 def _refuse_stateful(source: LoadedModel) -> None:

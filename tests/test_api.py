@@ -8,13 +8,13 @@ import pytest
 import edgecompress
 
 NAMES = [
-    "Algorithm", "Artifact", "Cluster", "Comparison", "CompressReport", "Dataset", "EdgeCompressError",
-    "Evaluation", "FactorizedDense", "Fuse", "Granularity", "InputSpec", "IoType", "LoadedModel", "LowRank",
-    "LowRankDense", "LowRankGRU", "LowRankLSTM", "Measurement", "ModelSummary", "Observer", "Plan", "Profile",
-    "Prune", "Qat", "QuantizationScheme", "RankReport", "Recipe", "RecurrentLowering", "Report", "StreamRunner",
-    "Training", "benchmark_cpu", "compare", "compress", "convert", "diagnose", "evaluate", "inspect",
-    "list_profiles", "load_data", "load_model", "load_profile", "load_recipe", "plan", "ranks", "read_artifact",
-    "save_model",
+    "Algorithm", "Artifact", "Cluster", "Comparison", "CompressReport", "Dataset", "Distill", "Distiller",
+    "EdgeCompressError", "Evaluation", "FactorizedDense", "Fuse", "Granularity", "InputSpec", "IoType",
+    "LoadedModel", "LowRank", "LowRankDense", "LowRankGRU", "LowRankLSTM", "Measurement", "ModelSummary",
+    "Observer", "Plan", "Profile", "Prune", "Qat", "QuantizationScheme", "RankReport", "Recipe",
+    "RecurrentLowering", "Report", "StreamRunner", "Training", "benchmark_cpu", "compare", "compress", "convert",
+    "diagnose", "evaluate", "inspect", "list_profiles", "load_data", "load_model", "load_profile", "load_recipe",
+    "make_student", "plan", "ranks", "read_artifact", "save_model",
 ]  # fmt: skip
 
 

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from edgecompress.cli import compress
+from edgecompress.cli import compress, distill
 from edgecompress.cli.convert import command
 from edgecompress.cli.passes import recipe_of as recipe_of_options
 from edgecompress.command import command_line, compress_command_line, recipe_options
 from edgecompress.profiles import RecurrentLowering, load_profile
 from edgecompress.recipes import Quantization, Recipe, Verification
 from edgecompress.schemes import Algorithm, IoType, Observer, QuantizationScheme
-from edgecompress.techniques import Fuse, LowRank, Prune, Qat, Training
+from edgecompress.techniques import Distill, Fuse, LowRank, Prune, Qat, Term, Training
 
 OTHER = {
     "seed": 3,
@@ -176,6 +176,43 @@ def test_a_compression_says_its_device_and_how_many_samples_low_rank_looked_at()
     assert list(words) == ["edgecompress", *said.split()]
     params = compress.command.make_context("compress", list(words[2:])).params
     assert (params["profile"], params["calibration_samples"], params["fuse"]) == ("pixel", 9, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "student"),
+    [
+        (["--student", "width=0.5"], None),
+        (["--student", "width=0.5,depth=0.5", "--teacher", "other.tflite", "--alpha", "1", "--no-cache"], None),
+        (["--student", "small.keras", "--temperature", "2", "--epochs", "3", "--seed", "4"], "small.keras"),
+        (["--student", "small.keras", "--loss", "logits", "--loss", "hard_labels,weight=0.5"], "small.keras"),
+    ],
+)
+def test_a_distillation_is_repeated_by_what_it_prints(monkeypatch, words, student) -> None:
+    seen: list[tuple[Any, Recipe]] = []
+    for module in (distill, compress):
+        monkeypatch.setattr(
+            module, "compress_and_print", lambda model, _output, recipe, **_: seen.append((model, recipe)) or 0
+        )
+    distill.command.main(["--teacher", "big.keras", *words, "--train", "t.npz"], standalone_mode=False)
+    model, recipe = seen[0]
+    assert model == Path(student or "big.keras")
+    printed = compress_command_line(
+        model, None, data=None, train="t.npz", output="s.keras", recipe=recipe, input_shape={}, input_range=None,
+        custom_objects=None, unsafe=False,
+    )  # fmt: skip
+    compress.command.main(list(printed[2:]), standalone_mode=False)
+    assert seen[1] == seen[0]
+
+
+def test_the_words_of_a_distillation() -> None:
+    assert recipe_options(Recipe(passes=(Distill(width=0.5),))) == ["--distill", "width=0.5"]
+    assert recipe_options(Recipe(passes=(Distill(teacher="a/big.keras", alpha=1),))) == [
+        "--distill", "teacher=a/big.keras,alpha=1.0",
+    ]  # fmt: skip
+    several = Distill(teacher=("a b.keras", "c.keras"), losses=(Term(kind="logits"),))
+    assert recipe_options(Recipe(passes=(several,))) == [
+        "--distill", '{teacher = ["a b.keras", "c.keras"], losses = [{"kind" = "logits"}]}',
+    ]  # fmt: skip
 
 
 def test_passes_are_said_in_a_conversion() -> None:

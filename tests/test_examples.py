@@ -91,6 +91,14 @@ def test_a_gru_reads_digits_row_by_row(tmp_path: Path) -> None:
     assert same == answers > 1
 
 
+def test_a_tflite_file_teaches_without_labels(tmp_path: Path) -> None:
+    printed = run("distillation.py", tmp_path)
+    assert 0 < numbers_after("student: ", printed)[0] < 12.5
+    assert numbers_after("shipped int8 file: ", printed)[0] > 50
+    assert numbers_after("1,200 answers of the file: ", printed)[0] > 15  # after one epoch; chance is 10
+    assert (tmp_path / "shipped" / "digits_teacher.tflite").is_file()
+
+
 def test_without_the_sentences_the_example_says_where_to_get_them(tmp_path: Path) -> None:
     command = [sys.executable, EXAMPLES / "sentiment.py", "1", tmp_path / "absent.zip"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

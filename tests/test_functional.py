@@ -81,6 +81,13 @@ def test_a_clone_has_weights_of_its_own(tmp_path) -> None:
     load_model(tmp_path / "m.keras", custom_objects={"Double": Double})
 
 
+def test_a_clone_keeps_what_a_normalization_was_adapted_to() -> None:
+    norm = layers.Normalization()
+    norm.adapt(10 * A + 5)
+    model = keras.Sequential([keras.Input((3,)), norm, layers.Dense(2)])
+    np.testing.assert_array_equal(clone_model(model)(A), model(A))
+
+
 def test_a_layer_that_cannot_be_made_again_is_refused() -> None:
     class NoConfig(keras.layers.Layer):
         def __init__(self, function) -> None:

@@ -302,6 +302,7 @@ def test_the_model_itself_is_not_replaced(tmp_path: Path) -> None:
     for name in ("model.keras", "link.keras"):
         assert "is the model itself" in file_refusal(tmp_path / name, tmp_path / "model.keras")
     assert (tmp_path / "model.keras").read_text() == "mine"
+    write_file(tmp_path / "link.keras", "new", tmp_path / "not there.keras")  # which whoever reads it will say
 
 
 # Checkpoints

@@ -8,7 +8,7 @@ from edgecompress.errors import DataError, ModelError, UsageError
 from edgecompress.passes import registry
 from edgecompress.planning import plan, refuse_unready
 from edgecompress.recipes import Quantization, Recipe
-from edgecompress.techniques import Cluster, Fuse, LowRank, Prune, Qat, Training
+from edgecompress.techniques import Cluster, Distill, Fuse, LowRank, Prune, Qat, Training
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,19 @@ def test_what_comes_after_new_layers_is_planned_for_the_old_ones(model) -> None:
     (note,) = found.notes
     assert note.startswith("low_rank makes new layers: the plan of fuse, prune, qat is for the layers as they are")
     assert plan(model, Recipe(passes=(Prune(), LowRank()))).notes == ()
+    (note,) = plan(model, Recipe(passes=(Distill(width=0.5), Prune()))).notes
+    assert note.startswith("distill makes new layers: the plan of prune is for the layers as they are before it")
+
+
+def test_a_students_weights_are_planned_and_no_teacher_is_opened(model) -> None:
+    found = plan(model, Recipe(passes=(Distill(width=0.5),)))
+    assert {layer.layer: layer.detail for layer in found.passes[0].layers} == {
+        "conv": "40 -> 20 weights", "head": "435 -> 219 weights",
+    }  # fmt: skip
+    found = plan(model, Recipe(passes=(Distill(teacher="nothere.keras"),)))
+    assert {layer.detail for layer in found.passes[0].layers} == {"trained by nothere.keras"}
+    with pytest.raises(UsageError, match="nothing becomes smaller with depth"):
+        plan(model, Recipe(passes=(Distill(depth=0.5),)))
 
 
 def test_fuse_is_planned_for_what_the_device_prefers(model, monkeypatch) -> None:
@@ -120,7 +133,8 @@ def test_models_that_are_not_of_keras_3(tmp_path, model) -> None:
 
     old = tf_keras.Sequential([tf_keras.layers.Input((4,)), tf_keras.layers.Dense(2)])
     with pytest.raises(
-        ModelError, match=r"low_rank, fuse, .* take models of Keras 3; received a model of Keras 2\. Fix: .*model\.save"
+        ModelError,
+        match=r"distill, low_rank, fuse, .* take models of Keras 3; received a model of Keras 2\. Fix: .*model\.save",
     ):
         plan(old)
     model.export(tmp_path / "saved", verbose=False)
@@ -151,11 +165,20 @@ TRAIN = (np.zeros((4, 8, 8, 1)), np.zeros(4))
         (Recipe(), None, True, UsageError, "--resume would have no effect"),
         (Recipe(training=Training(epochs=8)), None, False, UsageError, "settings of the training would have no effect"),
         (Recipe(passes=(Qat(),)), None, False, DataError, "Fix: pass --train samples.npz"),
+        (
+            Recipe(passes=(Distill(width=0.5),)),
+            None,
+            False,
+            DataError,
+            "distill trains the model, which needs training",
+        ),
+        (Recipe(passes=(Prune(), Distill(teacher="a"))), None, True, DataError, "Fix: pass --train samples.npz"),
         (Recipe(passes=(Prune(),)), None, True, DataError, "--resume was given, but nothing to train on"),
         (Recipe(passes=(Prune(epochs=2),)), None, False, DataError, "but nothing to train on. Fix: pass --train"),
         (Recipe(passes=(Prune(),), training=Training(epochs=2)), None, False, DataError, "nothing to train on"),
         (Recipe(passes=(LowRank(epochs=2),)), None, False, DataError, "nothing to train on"),
-        (Recipe(passes=(LowRank(distill=0.5),)), None, False, DataError, "distill trains the model"),
+        (Recipe(passes=(LowRank(distill=0.5),)), None, False, DataError, "low_rank: distill trains the model"),
+        (Recipe(passes=(Prune(), Cluster(distill=1))), None, False, DataError, "cluster: distill trains the model"),
         (Recipe(passes=(LowRank(params_budget=0.5),)), None, False, DataError, "Fix: pass --train or --data"),
         (Recipe(passes=(Prune(), LowRank(flops_budget=9))), None, False, DataError, "flops_budget is shared"),
         (
@@ -184,3 +207,4 @@ def test_what_is_ready() -> None:
     refuse_unready(budget, **nothing | {"train": TRAIN})
     refuse_unready(Recipe(passes=(Prune(), Qat()), training=Training(epochs=2)), train=TRAIN, data=None, resume=True)
     refuse_unready(Recipe(passes=(LowRank(distill=0.5),)), train=TRAIN, data=None, resume=True)
+    refuse_unready(Recipe(passes=(Distill(width=0.5), Fuse())), train=TRAIN, data=None, resume=True)

@@ -7,7 +7,7 @@ from edgecompress.data import InputSpec
 from edgecompress.errors import DataError
 from edgecompress.recipes import Recipe
 from edgecompress.samples import Samples, prepare_samples
-from edgecompress.techniques import LowRank, Prune
+from edgecompress.techniques import Distill, Fuse, LowRank, Prune
 
 SPECS = (InputSpec("x", (None, 3), "float32"),)
 
@@ -109,6 +109,16 @@ def test_few_samples_to_train_on_are_worth_a_warning() -> None:
 def test_training_needs_labels() -> None:
     with pytest.raises(DataError, match=r"training needs labels, and there are none\. Fix: save them in the .npz as y"):
         prepared(None, numbered(10)[0])
+
+
+def test_a_teacher_alone_needs_no_labels() -> None:
+    alone = Distill(width=0.5, alpha=1)
+    found = prepared(None, numbered(10)[0], calibrate=False, passes=(alone,))
+    assert found.training.labels is None
+    assert prepared(None, numbered(10)[0], passes=(alone, Fuse())).training.labels is None
+    for passes in ((Distill(width=0.5),), (alone, Prune()), (alone, Distill(teacher="a.keras"))):
+        with pytest.raises(DataError, match="training needs labels"):
+            prepared(None, numbered(10)[0], calibrate=False, passes=passes)
 
 
 def test_errors_of_training_samples_name_their_option(tmp_path) -> None:

@@ -12,8 +12,9 @@ from edgecompress.cli.lifecycle import run
 _COMMANDS = {
     "benchmark": "Measure latency and memory of .tflite files on this machine's CPU.",
     "compare": "Put two or more models side by side: size, accuracy, latency.",
-    "compress": "Factorize, fuse, prune and cluster a Keras model, and write it as a .keras file.",
+    "compress": "Distill, factorize, fuse, prune and cluster a Keras model, and write it as a .keras file.",
     "convert": "Turn a Keras model into a verified .tflite file for a device.",
+    "distill": "Train a smaller Keras model by the answers of a larger one.",
     "doctor": "Show what is installed and usable here, and how to get the rest.",
     "evaluate": "Measure the accuracy of a .keras or .tflite model on labelled data.",
     "inspect": "Show layers or operators, shapes, types, parameters, MACs and bytes.",

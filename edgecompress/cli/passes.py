@@ -105,6 +105,7 @@ def _read_cluster(text: str) -> dict[str, Any] | None:
 _LOW_RANK = PassFields(
     _read_low_rank, "energy=0.95, rank=16, ratio=0.25, evbmf, 16, 0.25 or {energy=0.95, layers={'conv.*'=0}}"
 )
+_DISTILL = PassFields(lambda _text: None, "width=0.5, width=0.5,alpha=0.9 or {teacher='big.keras', temperature=2.0}")
 _FUSE = PassFields(lambda _text: None, "embedding=speed or {linear=false}")
 _PRUNE = PassFields(_read_prune, "0.8, 2:4, sparsity=0.8,schedule=constant or {sparsity=0.8, layers={'conv.*'=0.9}}")
 _CLUSTER = PassFields(_read_cluster, "16, clusters=16,centroids=linear or {clusters=16, layers={'conv.*'=8}}")
@@ -119,8 +120,13 @@ low_rank_option = click.option(
 
 def pass_options(command: Command) -> Command:
     """Adds the passes, how they train, on what, and the recipe file; `recipe_of` makes a recipe of their values."""
+    command = training_options(command)
     for decorate in reversed((
         click.option("--recipe", type=MODEL_PATH, help="TOML file that says all this; options given here overrule it."),
+        click.option(
+            "--distill", type=_DISTILL,
+            help="Train a student of the model in its place: width=0.5, depth=0.5, key=value,…",
+        ),
         low_rank_option,
         click.option("--fuse", is_flag=True, help="Merge layers that can be one, where nothing is lost."),
         click.option("--fuse-options", type=_FUSE, help="Fields of the --fuse pass, key=value,… Implies --fuse."),
@@ -132,6 +138,14 @@ def pass_options(command: Command) -> Command:
         ),
         click.option("--qat", is_flag=True, help="Train with quantization simulated; the last pass."),
         click.option("--qat-options", type=_QAT, help="Fields of the --qat pass, key=value,… Implies --qat."),
+    )):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+def training_options(command: Command) -> Command:
+    """Adds how passes train, and on what."""
+    for decorate in reversed((
         click.option("--train", metavar="DATA", help="Labelled samples to train on, as --data takes them."),
         click.option("--epochs", type=click.IntRange(min=1), help="Of each pass that trains. Default: 5."),
         click.option("--batch-size", type=click.IntRange(min=1), help="Samples a training step. Default: 32."),
@@ -187,9 +201,10 @@ def recipe_of(path: Path | None, settings: dict[str, Any]) -> Recipe:
 
 def _passes(passes: tuple[dict[str, Any], ...], given: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns the recipe's passes with those of the options, which are taken out of `given`."""
-    from edgecompress.techniques import Cluster, Fuse, LowRank, Prune, Qat
+    from edgecompress.techniques import Cluster, Distill, Fuse, LowRank, Prune, Qat
 
     options: tuple[tuple[type[BaseModel], str, dict[str, Any] | None], ...] = (
+        (Distill, "--distill", given.pop("distill", None)),
         (LowRank, "--low-rank", given.pop("low_rank", None)),
         (Fuse, "--fuse-options", _flag(given, "fuse")),
         (Prune, "--prune", given.pop("prune", None)),

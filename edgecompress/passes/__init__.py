@@ -19,12 +19,14 @@ def registry() -> dict[str, tuple[Plan, Apply]]:
     `qat` is not among them: it ends in a file, so the pipeline does it.
     """
     from edgecompress.passes.cluster import apply_cluster, plan_cluster
+    from edgecompress.passes.distill import apply_distill, plan_distill
     from edgecompress.passes.fuse import apply_fuse, plan_fuse
     from edgecompress.passes.low_rank import apply_low_rank, plan_low_rank
     from edgecompress.passes.prune import apply_prune, plan_prune
 
     return {
         "cluster": (plan_cluster, apply_cluster),
+        "distill": (plan_distill, apply_distill),
         "fuse": (plan_fuse, apply_fuse),
         "low_rank": (plan_low_rank, apply_low_rank),
         "prune": (plan_prune, apply_prune),
@@ -61,6 +63,8 @@ def _with_notes(result: PassResult, earlier: Sequence[str]) -> PassResult:
         notes.append(
             "pruned after clustering: the shared values change in training; cluster after pruning to keep both"
         )
+    if result.kind == "distill" and {"prune", "cluster"} & set(earlier):
+        notes.append("distilled after pruning or clustering: zeros and shared values are not kept; distill first")
     if result.kind == "low_rank" and {"prune", "cluster"} & set(earlier) and any(one.accepted for one in result.ranks):
         notes.append("factorized after pruning or clustering: factors have none of the zeros and values; do it first")
     if result.fusions and {"prune", "cluster"} & set(earlier):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from edgecompress.data import Dataset, InputSpec
-from edgecompress.techniques import Training
+from edgecompress.techniques import Training, Trains
 
 Progress = Callable[[str, int, int], None]
 
@@ -102,6 +102,17 @@ class Trained(_Value):
     notes: tuple[str, ...] = Field((), description="What was inferred, or could not be carried over.")
 
 
+class Distilled(_Value):
+    """Who taught whom, and by what."""
+
+    teachers: tuple[str, ...] = Field(description="The files that taught, empty where the model before the pass did.")
+    teacher_params: int | None = Field(description="Its number of weights; None where files taught.")
+    student_params: int
+    compared: str = Field(description="What student and teacher were compared by.")
+    alpha: float = Field(description="Weight of the teacher in the loss.")
+    kept_answers: bool = Field(description="Whether the teacher was asked once, and its answers kept on disk.")
+
+
 class PassResult(_Value):
     """What a pass did."""
 
@@ -110,6 +121,7 @@ class PassResult(_Value):
     proof: tuple[LayerProof, ...] = ()
     ranks: tuple[LayerRank, ...] = Field((), description="Of low_rank: every layer that has a kernel.")
     fusions: tuple[Fusion, ...] = Field((), description="Of fuse.")
+    distilled: Distilled | None = Field(None, description="Of distill.")
     trained: Trained | None = Field(None, description="Absent for a pass that did not train.")
     notes: tuple[str, ...] = ()
 
@@ -122,11 +134,14 @@ class PassContext:
         training: Epochs, batch size and the like.
         seed: Seed of every random choice.
         data: Training samples with labels, fitted to the model's inputs; None: nothing is trained.
+        teacher: The Keras 3 model whose answers are to be kept, as it was before the first pass. None: each pass takes
+            the model that it was given.
         calibration: Samples, labelled or not, whose activations passes may look at; None: there are none.
         fixed: The model's inputs with every dimension known, or None.
         multiple: Ranks that are multiples of this suit the device's kernels.
         prefers: What to save where one can have either.
         quantized: Whether the file may have integer kernels, which take their time otherwise than those in float.
+        load: Opens a model file that a pass names.
         compile_config: What Keras stored of the model's optimizer, loss and metrics, or None.
         checkpoints: Folder for the checkpoints of this pass, or None: none are written.
         resume: Go on from the checkpoints found there.
@@ -137,13 +152,25 @@ class PassContext:
     training: Training = field(default_factory=Training)
     seed: int = 0
     data: Dataset | None = None
+    teacher: Any = None
     calibration: Dataset | None = None
     fixed: tuple[InputSpec, ...] | None = None
     multiple: int = 8
     prefers: Literal["size", "speed"] = "size"
     quantized: bool = False
+    load: Callable[[str], Any] = str
     compile_config: Mapping[str, Any] | None = None
     checkpoints: Path | None = None
     resume: bool = False
     identity: str = ""
     say: Progress = lambda _step, _done, _total: None
+
+    def of_pass(self, spec: Trains, model: Any) -> Self:
+        """Returns what the training in a pass is given.
+
+        Args:
+            spec: The pass; checkpoints of another are refused.
+            model: The Keras 3 model that the pass was given, which teaches if no other does.
+        """
+        identity = f"{self.identity} {spec.model_dump_json()}"
+        return replace(self, identity=identity, teacher=model if self.teacher is None else self.teacher)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,8 +59,7 @@ def apply_cluster(model: Any, spec: Cluster, context: PassContext) -> tuple[Any,
     chosen = [found for found in find_layers_of(copy, model) if found.name in applies]
     targets = [_target(found, spec) for found in chosen]
     before = [[kernel.values.copy() for kernel in found.kernels] for found in chosen]
-    identity = f"{context.identity} {spec.model_dump_json()}"
-    trained = cluster(copy, spec, targets, replace(context, identity=identity))
+    trained = cluster(copy, spec, targets, context.of_pass(spec, model))
     proof = tuple(
         _prove(found.label(kernel), kernel.values, old, target)
         for found, target, olds in zip(chosen, targets, before, strict=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from edgecompress.errors import UsageError
@@ -60,7 +59,6 @@ def apply_prune(model: Any, spec: Prune, context: PassContext) -> tuple[Any, Pas
     if context.data is None and (spec.criterion == "sensitivity" or spec.l1 is not None):
         what = "criterion = 'sensitivity'" if spec.criterion == "sensitivity" else "l1"
         raise UsageError(f"prune: {what} needs training samples", fix="pass --train samples.npz (arrays x and y)")
-    identity = f"{context.identity} {spec.model_dump_json()}"
     chosen = [
         (found, kernel, goals[found.name])
         for found in find_layers_of(copy, model)
@@ -69,7 +67,7 @@ def apply_prune(model: Any, spec: Prune, context: PassContext) -> tuple[Any, Pas
         if _reason_against(found, kernel, spec) is None
     ]
     targets = [PruneTarget(kernel.variable, sparsity) for _, kernel, sparsity in chosen]
-    trained, notes = prune(copy, spec, targets, replace(context, identity=identity))
+    trained, notes = prune(copy, spec, targets, context.of_pass(spec, model))
     if trained is None:
         notes = (_ONE_SHOT, *notes)
     proof = tuple(_prove(found.label(kernel), kernel, spec, sparsity) for found, kernel, sparsity in chosen)

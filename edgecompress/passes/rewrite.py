@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgecompress.errors import InternalError
-from edgecompress.functional import as_functional, copying, explicit_arguments, functional_graph, graph_nodes
+from edgecompress.functional import as_functional, call_keywords, copy_weights, copying, functional_graph, graph_nodes
 
 Substitutes = Mapping[int, Sequence[Any]]
 
@@ -37,7 +37,7 @@ def rewrite(model: Any, substitutes: Substitutes) -> Any:
 
 
 def _give_state(original: Any, copy: Any) -> None:
-    copy.set_weights(original.get_weights())
+    copy_weights(original, copy)
     for layer, made in zip(original._flatten_layers(), copy._flatten_layers(), strict=True):  # noqa: SLF001
         made.trainable = layer.trainable
         made.name = layer.name  # which the configuration of a custom layer may leave out
@@ -72,7 +72,7 @@ class _Rewriter:
             return tensors[id(leaf)] if isinstance(leaf, keras.KerasTensor) else leaf
 
         for node in graph_nodes(graph):
-            args, kwargs = keras.tree.map_structure(fill, (node.arguments.args, _keywords(node)))
+            args, kwargs = keras.tree.map_structure(fill, (node.arguments.args, call_keywords(node)))
             outputs = keras.tree.flatten(self._call(node.operation, args, kwargs))
             tensors.update(zip(map(id, node.outputs), outputs, strict=True))
         outputs = [tensors[id(tensor)] for tensor in graph.outputs]
@@ -132,12 +132,6 @@ class _Rewriter:
 
     def _is_inside(self, model: Any) -> bool:
         return any(id(layer) in self._substitutes for layer in model._flatten_layers())  # noqa: SLF001
-
-
-def _keywords(node: Any) -> dict[str, Any]:
-    """Returns the keyword arguments of a call without the masks that Keras passes on by itself."""
-    training = node.arguments.kwargs.get("training")
-    return explicit_arguments(node) | ({} if training is None else {"training": training})
 
 
 def _new_input(tensor: Any) -> Any:

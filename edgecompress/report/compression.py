@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from edgecompress.passes.base import EpochLog, Fusion, LayerPlan, LayerProof, PassResult, Trained
+from edgecompress.passes.base import Distilled, EpochLog, Fusion, LayerPlan, LayerProof, PassResult, Trained
 from edgecompress.planning import Plan
 from edgecompress.report.low_rank import print_left_alone, print_low_rank
 from edgecompress.report.model import CompressReport
@@ -72,7 +72,7 @@ def print_compression(report: CompressReport) -> None:
     console.print(table)
     _print_proof(console, report.passes)
     print_passes(console, report.passes)
-    console.print(verified_line(report.verified))
+    console.print(verified_line(report.verified, report.passes))
     for note in report.notes:
         console.print(f"- {escape(note)}")
     for failure in report.failed:
@@ -86,6 +86,8 @@ def print_passes(console: Console, passes: Iterable[PassResult]) -> None:
         applied = sum(layer.applies for layer in one.plan)
         left = f", {len(one.plan) - applied} left alone" if applied < len(one.plan) else ""
         console.print(f"[bold]{one.kind}[/]: {counted(applied, 'layer')}{left}{_reached(one.proof)}")
+        if one.distilled is not None:
+            console.print(f"  {escape(_taught(one.distilled))}")
         print_low_rank(console, one.ranks)
         for fusion in one.fusions:
             console.print(f"  {escape(_in_words(fusion))}")
@@ -119,6 +121,14 @@ def _print_proof(console: Console, passes: Sequence[PassResult]) -> None:
 def _in_words(fusion: Fusion) -> str:
     sizes = f"{fusion.params_before:,} -> {fusion.params_after:,} weights"
     return f"{' + '.join(fusion.layers)} -> {fusion.into} ({fusion.how}): {sizes}; {fusion.detail}"
+
+
+def _taught(distilled: Distilled) -> str:
+    weights = counted(distilled.student_params, "weight")
+    if distilled.teacher_params is None:
+        return f"{' and '.join(distilled.teachers)} taught a student of {weights}"
+    share = distilled.teacher_params / max(1, distilled.student_params)
+    return f"the model ({distilled.teacher_params:,} weights) taught a student of {weights} (1/{share:.3g})"
 
 
 def _reached(proof: Sequence[LayerProof]) -> str:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgecompress.benchmark.measurement import Measurement
+from edgecompress.passes.base import PassResult
 from edgecompress.verify.metrics import Scores
 from edgecompress.verify.verification import Verified
 
@@ -74,11 +75,14 @@ def headline(scores: Scores) -> str:
     return f"{scores.accuracy:.2%}" if scores.accuracy is not None else f"MAE {scores.mae:.4g}"
 
 
-def verified_line(verified: Verified) -> str:
+def verified_line(verified: Verified, passes: Iterable[PassResult]) -> str:
+    """Says how alike the answers are to those of the model as it was, or of the teachers in its place."""
     parts = []
     for output in verified.outputs:
         snr = "identical" if output.snr_db is None else f"{output.snr_db:.1f} dB SNR"
         same = "" if output.top1_agreement is None else f", {output.top1_agreement:.2%} same answers"
         parts.append(f"{escape(output.name)} {snr}{same}")
     samples = counted(verified.samples, f"{verified.kind} sample")
-    return f"verified against the float model on {samples}: {'; '.join(parts)}"
+    teachers = [name for one in passes if one.distilled is not None for name in one.distilled.teachers]
+    against = escape(" and ".join(teachers)) or "the float model"
+    return f"verified against {against} on {samples}: {'; '.join(parts)}"

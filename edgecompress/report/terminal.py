@@ -50,7 +50,7 @@ def print_report(report: Report) -> None:
     console.print(table)
     print_passes(console, report.passes)
     print_forms(console, report.attempts)
-    console.print(verified_line(report.verified))
+    console.print(verified_line(report.verified, report.passes))
     if report.audit is not None:
         _print_audit(console, report.audit)
     for note in report.notes:

@@ -60,8 +60,7 @@ def cluster(model: Any, spec: Cluster, targets: Sequence[ClusterTarget], context
             wrapper.settle()
     trained = None
     if context.data is not None:
-        epochs = spec.epochs or context.training.epochs
-        trained = fine_tune(bridged.model, context, step="cluster", epochs=epochs, source=bridged.source)
+        trained = fine_tune(bridged.model, context, spec, source=bridged.source)
     for wrapper in wrappers.values():
         wrapper.strip()
     bridged.write_back()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgecompress.data import Array
+from edgecompress.epochs import split_training, steps_per_epoch
 from edgecompress.passes.base import PassContext, Trained
 from edgecompress.passes.proof import kept_by
 from edgecompress.techniques import Prune
@@ -18,7 +19,7 @@ from edgecompress.tfmot.adapter import is_whole
 from edgecompress.tfmot.bridge import Bridged, Crossed, cross
 from edgecompress.tfmot.compiling import choose_objective
 from edgecompress.tfmot.library import import_tfmot
-from edgecompress.tfmot.training import batches, fine_tune, quiet, seed_draws, split_training, steps_per_epoch
+from edgecompress.tfmot.training import batches, fine_tune, quiet, seed_draws
 from edgecompress.tfmot.translate import pair_weights
 from edgecompress.tfmot.wrapping import call_inside
 
@@ -55,8 +56,7 @@ def prune(
     Returns:
         How the training went, or None, and notes.
     """
-    epochs = spec.epochs or context.training.epochs
-    total = 1 if context.data is None else epochs * steps_per_epoch(context)
+    total = 1 if context.data is None else (spec.epochs or context.training.epochs) * steps_per_epoch(context)
     wanted = {id(target.variable): target.sparsity for target in targets}
     wrappers: list[Any] = []
 
@@ -85,7 +85,7 @@ def prune(
     trained: Trained | None = None
     notes: tuple[str, ...] = ()
     if context.data is not None:
-        trained, notes = _train(bridged, wrappers, spec, targets, context, epochs)
+        trained, notes = _train(bridged, wrappers, spec, targets, context, total)
     for wrapper in wrappers:
         wrapper.pruning_step.assign(total)
         _finish(wrapper, spec)
@@ -129,24 +129,23 @@ def _train(
     spec: Prune,
     targets: Sequence[PruneTarget],
     context: PassContext,
-    epochs: int,
+    total: int,
 ) -> tuple[Trained, tuple[str, ...]]:
     notes: tuple[str, ...] = ()
-    steps, reached = steps_per_epoch(context), 1
+    reached = 1
     if spec.criterion == "sensitivity":
         notes = (_mask_insensitive(bridged, wrappers, context),)
     else:
-        reached = max((_schedule(spec, target.sparsity, epochs * steps)[1] for target in targets), default=1)
+        reached = max((_schedule(spec, target.sparsity, total)[1] for target in targets), default=1)
     if spec.l1 is not None:
         _penalize(bridged, targets, spec.l1)
     trained = fine_tune(
         bridged.model,
         context,
-        step="prune",
-        epochs=epochs,
+        spec,
         callbacks=[_callback_class()(fixed=spec.criterion == "sensitivity")] if wrappers else [],
         source=bridged.source,
-        judge_from=math.ceil(reached / steps),
+        judge_from=math.ceil(reached / steps_per_epoch(context)),
     )
     return trained, notes
 
@@ -156,7 +155,9 @@ def _penalize(bridged: Bridged, targets: Sequence[PruneTarget], weight: float) -
 
     wanted = {id(target.variable): target for target in targets}
     kernels = [variable for crossed in bridged.layers for variable in _own(crossed, wanted).values()]
-    bridged.model.add_loss(lambda: weight * tf.add_n([tf.reduce_sum(tf.abs(kernel)) for kernel in kernels]))
+    # A loss of a layer is one of every model that the layer is in, and distillation trains another one.
+    first = bridged.model.layers[0]
+    first.add_loss(lambda: weight * tf.add_n([tf.reduce_sum(tf.abs(kernel)) for kernel in kernels]))
 
 
 @functools.cache

@@ -80,7 +80,7 @@ def train_quantized(
         spec: What to leave out and what to keep.
         fixed: Its inputs with every dimension but the batch known.
         scheme: `int8`, or one whose rounding of weights (and 16-bit activations) is simulated.
-        context: Training samples and settings.
+        context: Training samples and settings, and who teaches.
         recurrent: Of the kernels of recurrent layers.
 
     Returns:
@@ -111,10 +111,8 @@ def train_quantized(
     plan = _plan(lowered, folded, spec)
     graph = _build(folded, spec, fixed, scheme, context, recurrent)
     graph.settle()
-    context = replace(context, identity=f"{scheme} {spec.model_dump_json()}")
-    trained = fine_tune(
-        graph.model, context, step="qat", epochs=spec.epochs or context.training.epochs, source=source.model
-    )
+    context = replace(context, identity=str(scheme)).of_pass(spec, source.model)
+    trained = fine_tune(graph.model, context, spec, source=source.model)
     graph.settle()
     model = graph.model if scheme is QuantizationScheme.INT8 else graph.plain
     result = PassResult(kind="qat", plan=plan, proof=_proof(graph), trained=trained)

@@ -27,6 +27,7 @@ class PrimitiveLayer(tf_keras.layers.Layer):  # type: ignore[misc]
     def __init__(self, node: Node, name: str) -> None:
         super().__init__(name=name, trainable=node.trainable)
         self._node = node
+        self.kind = node.kind
         self._holder = _Holder()
 
     @property

@@ -172,7 +172,10 @@ def test_resume_without_checkpoints_says_so(edgecompress, digits_cnn, train_file
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ([], ["there is nothing to do", "add --low-rank 0.5, --fuse, --prune 0.8 or --cluster 16"]),
+        (
+            [],
+            ["there is nothing to do", "add --distill width=0.5, --low-rank 0.5, --fuse, --prune 0.8 or --cluster 16"],
+        ),
         (["--qat"], ["qat ends in an integer .tflite file", "use `edgecompress convert`"]),
         (["--prune", "2"], ["--prune: key 'sparsity'", "less than 1"]),
         (["--prune", "abc"], ["'--prune': 'abc' is not a value such as 0.8, 2:4", "compress --help"]),

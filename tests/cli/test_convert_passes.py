@@ -166,7 +166,10 @@ def test_training_samples_calibrate_where_there_is_no_data(edgecompress, digits_
     ("words", "parts"),
     [
         (["--qat"], ["qat trains the model, which needs training samples", "pass --train"]),
-        (["--epochs", "3"], ["settings of the training would have no effect", "add --low-rank, --prune, --cluster"]),
+        (
+            ["--epochs", "3"],
+            ["settings of the training would have no effect", "add --distill, --low-rank, --prune, --cluster"],
+        ),
         (["--train", "TRAIN"], ["no pass trains the model, so --train would have no effect"]),
         (["--resume"], ["--resume would have no effect"]),
         (["--qat", "--train", "TRAIN", "--scheme", "float16"], ["float16 rounds nothing", "leave --qat out"]),
@@ -175,6 +178,9 @@ def test_training_samples_calibrate_where_there_is_no_data(edgecompress, digits_
         (["--qat", "--train", "TRAIN", "--qat-options", "exclude=['nothing']"], ["'nothing' matches no layer"]),
         (["--prune", "0.8", "--profile", "cortex-m4"], ["needs calibration samples", "pass --data"]),
         (["--prune", "1.0"], ["--prune: key 'sparsity'", "received 1.0"]),
+        (["--distill", "width=0.5"], ["distill trains the model, which needs training samples", "pass --train"]),
+        (["--distill", "0.5"], ["'0.5' is not a value such as width=0.5"]),
+        (["--distill", "teacher=no.keras", "--train", "TRAIN"], ["no.keras: no such file or folder"]),
     ],
 )
 def test_careless_users(refused, digits_cnn, train_file, words, parts) -> None:

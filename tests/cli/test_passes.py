@@ -7,7 +7,7 @@ from edgecompress.cli.passes import PassFields, pass_options, recipe_of
 from edgecompress.command import recipe_options
 from edgecompress.errors import UsageError
 from edgecompress.recipes import Recipe
-from edgecompress.techniques import Cluster, Fuse, LowRank, Prune, Qat, Training
+from edgecompress.techniques import Cluster, Distill, Fuse, LowRank, Prune, Qat, Term, Training
 
 
 @click.command()
@@ -49,6 +49,30 @@ def test_what_low_rank_takes(value: str, expected: LowRank) -> None:
     assert recipe_from("--low-rank", value).passes == (expected,)
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("width=0.5", Distill(width=0.5)),
+        ("width=0.5,depth=0.5,rank=16", Distill(width=0.5, depth=0.5, rank=16)),
+        ("width=1,alpha=1,temperature=2", Distill(width=1, alpha=1, temperature=2)),
+        ("teacher=big.keras", Distill(teacher="big.keras")),
+        ("teacher=models/big.keras,cache=false", Distill(teacher="models/big.keras", cache=False)),
+        ("teacher=['a.keras','b.tflite'],epochs=3", Distill(teacher=("a.keras", "b.tflite"), epochs=3)),
+        (
+            "{width=1.0, losses=[{kind='logits'}, {kind='features', teacher_layer='a', student_layer='b', weight=2}]}",
+            Distill(
+                width=1.0,
+                losses=(
+                    Term(kind="logits"), Term(kind="features", teacher_layer="a", student_layer="b", weight=2),
+                ),
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_what_distill_takes(value: str, expected: Distill) -> None:
+    assert recipe_from("--distill", value).passes == (expected,)
+
+
 def test_fuse_is_a_flag_and_its_fields_imply_it() -> None:
     assert recipe_from("--fuse").passes == (Fuse(),)
     fields = ("--fuse-options", "embedding=speed,linear=false")
@@ -67,6 +91,7 @@ def test_fuse_is_a_flag_and_its_fields_imply_it() -> None:
         ("sparsity=0.8, criterion=sensitivity", Prune(sparsity=0.8, criterion="sensitivity")),
         ("criterion='sensitivity'", Prune(criterion="sensitivity")),
         ("pattern=2:4", Prune(pattern="2:4")),
+        ("sparsity=0.8,distill=0.5", Prune(sparsity=0.8, distill=0.5)),
         ("block=[2,1],sparsity=0.6", Prune(sparsity=0.6, block=(2, 1))),
         ("layers={conv=0.9,dense=0.5},sparsity=0.6", Prune(sparsity=0.6, layers={"conv": 0.9, "dense": 0.5})),
         ('{sparsity = 0.8, layers = {"conv.*" = 0.9}}', Prune(sparsity=0.8, layers={"conv.*": 0.9})),
@@ -83,6 +108,7 @@ def test_what_prune_takes(value: str, expected: Prune) -> None:
         ("16", Cluster(clusters=16)),
         ("clusters=8,centroids=linear", Cluster(clusters=8, centroids="linear")),
         ("16,per_channel=true", Cluster(clusters=16, per_channel=True)),
+        ("16,distill=0.5,temperature=4", Cluster(clusters=16, distill=0.5, temperature=4)),
         ('{layers = {"conv.*" = 4}}', Cluster(layers={"conv.*": 4})),
     ],
 )
@@ -95,16 +121,22 @@ def test_qat_is_a_flag_and_its_fields_imply_it() -> None:
     fields = ("--qat-options", 'exclude=["head"],preserve_sparsity=false')
     assert recipe_from(*fields).passes == (Qat(exclude=("head",), preserve_sparsity=False),)
     assert recipe_from("--qat", *fields) == recipe_from(*fields)
+    assert recipe_from("--qat-options", "distill=0.5").passes == (Qat(distill=0.5),)
 
 
 def test_the_order_is_that_of_the_passes_and_not_that_of_the_line() -> None:
-    words = ("--qat", "--cluster", 16, "--prune", 0.8, "--fuse", "--low-rank", 0.5)
-    assert [each.kind for each in recipe_from(*words).passes] == ["low_rank", "fuse", "prune", "cluster", "qat"]
+    words = ("--qat", "--cluster", 16, "--prune", 0.8, "--fuse", "--low-rank", 0.5, "--distill", "width=0.5")
+    kinds = ["distill", "low_rank", "fuse", "prune", "cluster", "qat"]
+    assert [each.kind for each in recipe_from(*words).passes] == kinds
 
 
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
+        (["--distill", "width=2"], ["--distill: key 'width'", "less than or equal to 1", "received 2"]),
+        (["--distill", "alpha=0.5"], ["--distill: a model cannot teach itself", "give width, depth or rank"]),
+        (["--distill", "widht=0.5"], ["--distill: unknown key 'widht'", "did you mean 'width'?"]),
+        (["--distill", "{width=0.5, losses=[{kind='logit'}]}"], ["--distill: key 'losses.0.kind'", "'logits'?"]),
         (["--low-rank", "rank=0"], ["--low-rank: key 'rank'", "greater than 0", "received 0"]),
         (["--low-rank", "0"], ["--low-rank: key 'rank'", "greater than 0"]),
         (["--low-rank", "1.0"], ["--low-rank: key 'ratio'", "less than 1", "received 1.0"]),
@@ -130,6 +162,9 @@ def test_the_order_is_that_of_the_passes_and_not_that_of_the_line() -> None:
         (["--prune", "{layers={'('=0.5}}"], ["'(' is not a regular expression"]),
         (["--cluster", "1"], ["--cluster: key 'clusters'", "greater than or equal to 2"]),
         (["--cluster", "16.5"], ["--cluster: key 'clusters'", "valid integer"]),
+        (["--cluster", "16,temperature=0"], ["--cluster: key 'temperature'", "greater than 0", "received 0"]),
+        (["--prune", "0.8,temperature=4"], ["--prune: temperature softens", "give distill, too"]),
+        (["--qat-options", "distill=2"], ["--qat-options: key 'distill'", "less than or equal to 1", "received 2"]),
         (["--qat-options", "exclde=[]"], ["unknown key 'exclde'", "did you mean 'exclude'?"]),
     ],
 )  # fmt: skip
@@ -143,6 +178,8 @@ def test_a_wrong_field_or_value_is_named(words: list[str], parts: list[str]) -> 
 @pytest.mark.parametrize(
     "words",
     [
+        ["--distill", "0.5"],
+        ["--distill", "big.keras"],
         ["--low-rank", "much"],
         ["--low-rank", ""],
         ["--low-rank", "true"],
@@ -237,6 +274,25 @@ def test_an_option_cannot_mean_one_of_two_passes(tmp_path) -> None:
 @pytest.mark.parametrize(
     "passes",
     [
+        (Distill(width=0.5),),
+        (Distill(rank=16, alpha=1, temperature=1e-1, cache=False, epochs=3),),
+        (Distill(teacher="models/big.keras"), Prune(), Qat(distill=0.5)),
+        (Distill(teacher="big,alpha=0.1.keras"),),
+        (Distill(teacher="true"),),
+        (Distill(teacher="16"),),
+        (Distill(teacher="2026-01-01"),),
+        (Distill(teacher="a 'b' \"c\" é.keras"),),
+        (Distill(teacher="C:\\big.keras"),),
+        (Distill(teacher=("a.keras", "b.tflite"), depth=0.5),),
+        (
+            Distill(
+                width=0.5,
+                losses=(
+                    Term(kind="soft_labels"),
+                    Term(kind="features", teacher_layer="a/b", student_layer="c", projector="linear", weight=0.1),
+                ),
+            ),
+        ),
         (LowRank(),),
         (LowRank(energy=1.0),),
         (LowRank(rank=16, multiple=4, gates="separate", conv="cp", epochs=3),),

@@ -50,25 +50,79 @@ def two_heads(keras, samples):
     return model
 
 
+def apply(model, spec, settings):
+    """Applies a pass of any kind; returns what it answers with, and its result."""
+    if spec.kind != "qat":
+        compressed, (result,) = apply_passes(model, [spec], settings)
+        return compressed, result
+    source = load_model(model)
+    fixed, scheme = fix_shapes(source.inputs, settings.data), QuantizationScheme.INT8
+    loaded, result = train_quantized(source, spec, fixed=fixed, scheme=scheme, context=settings)
+    return loaded.model, result
+
+
 @pytest.mark.parametrize("kind", ["prune", "cluster", "qat"])
 def test_outputs_without_labels_go_on_answering_as_before(two_heads, samples, kind):
     said = []
     shown = replace(context(two_heads, samples, say=lambda *facts: said.append(facts)), training=Training(epochs=4))
-    if kind == "qat":
-        source = load_model(two_heads)
-        fixed, scheme = fix_shapes(source.inputs, samples), QuantizationScheme.INT8
-        loaded, result = train_quantized(source, Qat(), fixed=fixed, scheme=scheme, context=shown)
-        model, at = loaded.model, 1
-    else:
-        model, (result,) = apply_passes(two_heads, [{"prune": Prune(sparsity=0.6), "cluster": Cluster()}[kind]], shown)
-        at = "next"
+    spec = {"prune": Prune(sparsity=0.6), "cluster": Cluster(), "qat": Qat()}[kind]
+    model, result = apply(two_heads, spec, shown)
     x = next(iter(samples.inputs.values()))
-    before, after = np.asarray(two_heads(x)["next"]), np.asarray(model(x)[at])
+    before, after = np.asarray(two_heads(x)["next"]), np.asarray(model(x)[1 if kind == "qat" else "next"])
     assert np.mean(before.argmax(-1) == after.argmax(-1)) > 0.95
     assert result.trained.notes == ("output 'next' has no labels: it was trained to answer as before",)
     wanted = {"loss", "digit_loss", "digit_accuracy", "next_loss"}
     assert set(result.trained.epochs[0].figures) == wanted | {f"val_{name}" for name in wanted}
     assert "digit_accuracy 0." in said[-1][0]
+
+
+TAUGHT = {
+    "prune": Prune(sparsity=0.6, l1=1e-6, epochs=2, distill=0.5, temperature=3.0),
+    "cluster": Cluster(clusters=8, epochs=2, distill=0.5, temperature=3.0),
+    "qat": Qat(epochs=2, distill=0.5, temperature=3.0),
+}
+WRONG = 3  # added to each label, modulo 10
+
+
+@pytest.mark.parametrize("kind", TAUGHT)
+def test_the_model_teaches_while_a_pass_trains(net, samples, kind):
+    _, result = apply(net, TAUGHT[kind], context(net, samples))
+    assert result.trained.loss == "0.5 x SparseCategoricalCrossentropy + 0.5 x distillation (KL, T = 3)"
+    last = result.trained.epochs[-1].figures
+    parts = 0.5 * last["digit_loss"] + 0.5 * last["distillation_loss"]
+    if kind == "prune":
+        assert 0 < last["loss"] - parts < 1e-2, "the L1 penalty counts, too"
+        assert all(proof.sparsity >= 0.59 for proof in result.proof)
+    else:
+        assert last["loss"] == pytest.approx(parts, rel=1e-3)
+    if kind == "cluster":
+        assert all(proof.distinct <= 8 for proof in result.proof)
+    assert last["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("kind", TAUGHT)
+def test_at_1_the_labels_do_not_matter(net, samples, kind):
+    spec = TAUGHT[kind].model_copy(update={"distill": 1.0, "epochs": 1})
+    settings = replace(context(net, samples), training=Training(validation=0))
+    wrong = replace(samples, labels=(samples.labels + WRONG) % 10)
+    right, misled = (apply(net, spec, replace(settings, data=data))[0] for data in (samples, wrong))
+    assert weights(right) == weights(misled)
+
+
+def test_a_checkpoint_of_another_teacher_or_lesson_is_refused(net, keras, samples, tmp_path):
+    spec = Cluster(clusters=8, epochs=1, distill=0.5)
+    settings = context(net, samples, checkpoints=tmp_path)
+    apply_passes(net, [spec], settings)
+    other = keras.models.clone_model(net)
+    again = replace(settings, resume=True)
+    for changed, shown in (
+        (spec.model_copy(update={"distill": 0.6}), again),
+        (spec.model_copy(update={"temperature": 3.0}), again),
+        (spec, replace(again, teacher=other)),
+    ):
+        with pytest.raises(UsageError, match="of another run"):
+            apply_passes(net, [changed], shown)
+    assert apply_passes(net, [spec], again)[1][0].trained.resumed_at == 1
 
 
 def test_pruning_after_clustering_is_noted(net):

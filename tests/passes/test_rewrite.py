@@ -194,3 +194,11 @@ def test_new_layers_do_not_take_the_names_of_others(keras):
     chain = [layers.Dense(2, name="in"), layers.Dense(5, name="out")]
     copy = rewrite(model, {id(model.get_layer("out")): chain})
     assert [layer.name for layer in copy.layers] == ["in", "in_2", "out", "in_1"]
+
+
+def test_a_copy_keeps_what_a_normalization_was_adapted_to() -> None:
+    norm, dense = layers.Normalization(), layers.Dense(2)
+    norm.adapt(10 * A + 5)
+    model = keras.Sequential([keras.Input((6, 4), name="x"), norm, dense])
+    assert_alike(model, rewrite(model, {}), A)
+    assert_alike(model, rewrite(model, {id(dense): split(dense, (None, 6, 4))}), A)

@@ -7,10 +7,10 @@ import pytest
 
 from edgecompress.data import Dataset
 from edgecompress.errors import DataError
+from edgecompress.objectives.optimizers import build_optimizer
 from edgecompress.passes.base import PassContext
 from edgecompress.techniques import Training
-from edgecompress.tfmot.compiling import choose_objective, input_arrays, keep_answers, output_keys
-from edgecompress.tfmot.optimizers import build_optimizer
+from edgecompress.tfmot.compiling import choose_objective, input_arrays, output_keys
 
 X = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
 CLASSES = np.arange(40) % 3
@@ -249,41 +249,6 @@ def test_of_several_outputs_the_one_that_the_labels_fit_is_trained(tf_keras, lab
     assert moved == [number == output for number in range(3)]
 
 
-def test_outputs_without_labels_are_to_answer_as_before(tf_keras, keras):
-    x = keras.Input((5,), name="x")
-    dense = keras.layers.Dense
-    outputs = {
-        "next": dense(2)(x),
-        "cls": dense(3, "softmax")(x),
-        "index": keras.ops.argmax(dense(4)(x), axis=-1),
-        "zero": x * 0,
-    }
-    source = keras.Model(x, outputs)
-    made = tf_keras.Input((5,), name="x")
-    layers = [tf_keras.layers.Dense(units, name=f"quant_{units}") for units in (3, 4, 2, 5)]
-    heads = [layer(made) for layer in layers]
-    heads[1] = tf_keras.backend.argmax(heads[1], axis=-1)
-    model = tf_keras.Model(made, heads)  # in the order of the source's names
-    data = Dataset({"x": X}, CLASSES)
-    found = keep_answers(choose_objective(model, PassContext(data=data), source), model, data, source)
-    assert (found.names, found.output) == (("cls", "index", "next", "zero"), 0)
-    assert sorted(found.kept) == [2, 3]
-    assert found.notes[-1] == "output 'next', 'zero' have no labels: they were trained to answer as before"
-    answers = np.asarray(source(X)["next"])
-    np.testing.assert_allclose(found.kept[2].answers, answers, rtol=1e-4, atol=1e-5)
-    assert found.kept[2].answers.dtype == np.float32
-    assert found.kept[2].weight == pytest.approx(1 / answers.var(axis=0).mean(), rel=0.02)
-    assert found.kept[3].weight == 1.0  # it always answers 0
-    found.compile(model)
-    assert np.isfinite(model.train_on_batch(X, found.targets(model, np.arange(40)))).all()
-    key = output_keys(model)[2]
-    assert found.title(model, f"val_{key}_loss") == "val_next_loss"
-    assert found.title(model, "val_loss") == "val_loss"
-    one = net(keras, (3, None))
-    alone = objective(tf_keras, CLASSES, (3, None), source=one)
-    assert keep_answers(alone, net(tf_keras, (3, None)), data, one) is alone
-
-
 @pytest.mark.parametrize("stored", [{"cls": "mae", "reg": "mse"}, ["mse", "mae"]])
 def test_each_output_has_its_own_loss(tf_keras, keras, stored):
     names = {0: "reg", 1: "cls"}
@@ -305,28 +270,28 @@ def test_each_output_has_its_own_loss(tf_keras, keras, stored):
 def test_optimizers_of_keras_3_are_carried_over(tf_keras, keras, name):
     model = net(keras, (3, None))
     model.compile(getattr(keras.optimizers, name)(0.02, clipnorm=2.0, use_ema=True), "mse")
-    optimizer, notes = build_optimizer(model.get_compile_config(), None)
+    optimizer, notes = build_optimizer(tf_keras, model.get_compile_config(), None)
     assert type(optimizer) is getattr(tf_keras.optimizers, name)
     assert notes == ()
     config = optimizer.get_config()
     assert (config["learning_rate"], config["clipnorm"], config["use_ema"]) == (pytest.approx(0.02), 2.0, False)
-    assert float(build_optimizer(model.get_compile_config(), 0.5)[0].learning_rate) == 0.5
+    assert float(build_optimizer(tf_keras, model.get_compile_config(), 0.5)[0].learning_rate) == 0.5
 
 
-def test_other_optimizers_become_adam_and_are_noted(keras):
+def test_other_optimizers_become_adam_and_are_noted(tf_keras, keras):
     model = net(keras, (3, None))
     model.compile(keras.optimizers.Muon(0.02), "mse")
-    optimizer, notes = build_optimizer(model.get_compile_config(), None)
+    optimizer, notes = build_optimizer(tf_keras, model.get_compile_config(), None)
     assert (type(optimizer).__name__, float(optimizer.learning_rate)) == ("Adam", pytest.approx(0.02))
     assert notes == ("the model's optimizer 'Muon' is not in tf_keras: Adam was used",)
-    assert float(build_optimizer({}, None)[0].learning_rate) == pytest.approx(0.001)
-    assert type(build_optimizer({"optimizer": "sgd"}, None)[0]).__name__ == "SGD"
+    assert float(build_optimizer(tf_keras, {}, None)[0].learning_rate) == pytest.approx(0.001)
+    assert type(build_optimizer(tf_keras, {"optimizer": "sgd"}, None)[0]).__name__ == "SGD"
 
 
-def test_the_optimizer_inside_loss_scaling_is_taken(keras):
+def test_the_optimizer_inside_loss_scaling_is_taken(tf_keras, keras):
     model = net(keras, (3, None))
     model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.25, momentum=0.5)), "mse")
-    optimizer, _ = build_optimizer(model.get_compile_config(), None)
+    optimizer, _ = build_optimizer(tf_keras, model.get_compile_config(), None)
     assert (type(optimizer).__name__, optimizer.get_config()["momentum"]) == ("SGD", 0.5)
 
 

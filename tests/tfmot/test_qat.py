@@ -78,6 +78,13 @@ def test_an_excluded_layer_is_float_in_the_file(trained_quantized) -> None:
     assert found.agreement >= 0.99
 
 
+def test_a_taught_model_answers_as_others_do(trained_quantized) -> None:
+    found = trained_quantized(network(), Qat(distill=0.5))
+    assert found.result.trained.loss == "0.5 x SparseCategoricalCrossentropy + 0.5 x distillation (KL, T = 2)"
+    assert (found.artifact.op_counts["SOFTMAX"], len(found.artifact.signature.outputs)) == (1, 1)
+    assert found.agreement >= 0.99
+
+
 @pytest.mark.parametrize("scheme", ["int16x8", "dynamic", "int4_weights"])
 def test_other_schemes_get_a_float_model_with_trained_weights(source, scheme: str) -> None:
     trained, _ = train(source, scheme=QuantizationScheme(scheme))

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +8,8 @@ import pytest
 from edgecompress.data import Dataset
 from edgecompress.errors import DataError, UsageError
 from edgecompress.passes.base import PassContext
-from edgecompress.techniques import Training
-from edgecompress.tfmot import checkpoints
-from edgecompress.tfmot.training import fine_tune, split_training, steps_per_epoch
+from edgecompress.techniques import Cluster, Training
+from edgecompress.tfmot.training import fine_tune
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +75,7 @@ class StoppedError(Exception):
 
 def test_it_learns_and_says_what_it_did(make, samples):
     model, said = make(), []
-    trained = fine_tune(model, context(samples, say=lambda *facts: said.append(facts)), step="fit", epochs=3)
+    trained = fine_tune(model, context(samples, say=lambda *facts: said.append(facts)), Cluster(epochs=3))
     assert (trained.samples, trained.validation_samples) == (360, 40)
     assert [log.epoch for log in trained.epochs] == [1, 2, 3]
     assert trained.epochs[2].figures["loss"] < 0.7 * trained.epochs[0].figures["loss"]
@@ -86,7 +84,7 @@ def test_it_learns_and_says_what_it_did(make, samples):
     assert trained.loss == "SparseCategoricalCrossentropy from logits"
     assert (trained.stopped, trained.resumed_at) == (None, None)
     assert said[-1][1:] == (12, 12)
-    assert said[-1][0].startswith("fit, epoch 3/3: loss 1.")
+    assert said[-1][0].startswith("cluster, epoch 3/3: loss 1.")
     assert "accuracy" in said[-1][0]
 
 
@@ -103,22 +101,15 @@ def test_the_weights_of_the_best_epoch_are_kept(make, samples, tf_keras):
             kept[epoch + 1] = weights_of(self.model)
 
     model = make()
-    trained = fine_tune(model, context(samples), step="fit", epochs=4, callbacks=[Keep()])
+    trained = fine_tune(model, context(samples), Cluster(epochs=4), callbacks=[Keep()])
     losses = [log.figures["val_loss"] for log in trained.epochs]
     assert trained.kept_epoch == 1 + int(np.argmin(losses))
     assert trained.kept_epoch == 2
     assert weights_of(model) == kept[trained.kept_epoch]
 
 
-def test_epochs_before_judge_from_do_not_count(make, samples):
-    trained = fine_tune(make(), context(samples, training={"learning_rate": 0.05}), step="fit", epochs=4, judge_from=4)
-    assert trained.kept_epoch == 4
-    beyond = fine_tune(make(), context(samples), step="fit", epochs=2, judge_from=9)
-    assert beyond.kept_epoch == 2
-
-
 def test_without_validation_the_last_epoch_is_kept(make, samples):
-    trained = fine_tune(make(), context(samples, training={"validation": 0}), step="fit", epochs=2)
+    trained = fine_tune(make(), context(samples, training={"validation": 0}), Cluster(epochs=2))
     assert (trained.samples, trained.validation_samples, trained.kept_epoch) == (400, 0, 2)
     assert "val_loss" not in trained.epochs[0].figures
 
@@ -127,7 +118,7 @@ def test_early_stopping(make, samples):
     training = {"learning_rate": 1e-30, "early_stopping": 2}
     model = make()
     model.layers[1].momentum = 1.0  # its statistics would move the loss
-    trained = fine_tune(model, context(samples, training=training), step="fit", epochs=9)
+    trained = fine_tune(model, context(samples, training=training), Cluster(epochs=9))
     assert len(trained.epochs) == 3
     assert trained.stopped == "early stopping: no better validation loss in 2 epochs"
     assert trained.kept_epoch == 1
@@ -137,7 +128,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_others(make, samples
     found = []
     for seed in (1, 1, 2):
         model = make()
-        fine_tune(model, context(samples, seed=seed), step="fit", epochs=2)
+        fine_tune(model, context(samples, seed=seed), Cluster(epochs=2))
         found.append(weights_of(model))
     assert found[0] == found[1]
     assert found[0] != found[2]
@@ -147,21 +138,20 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_others(make, samples
 def test_a_resumed_run_ends_as_one_that_was_never_interrupted(make, samples, tf_keras, tmp_path, optimizer):
     config = {"optimizer": {"class_name": optimizer, "config": {"momentum": 0.9} if optimizer == "sgd" else {}}}
     whole = make()
-    expected = fine_tune(whole, context(samples, compile_config=config), step="fit", epochs=4)
+    expected = fine_tune(whole, context(samples, compile_config=config), Cluster(epochs=4))
 
     kill = breaking(tf_keras, epoch=3, error=StoppedError())
     with pytest.raises(StoppedError):
         fine_tune(
             make(),
             context(samples, compile_config=config, checkpoints=tmp_path),
-            step="fit",
-            epochs=4,
+            Cluster(epochs=4),
             callbacks=[kill],
         )
     assert [file.name for file in tmp_path.iterdir()] == ["training.npz"]
 
     resumed, again = make(), context(samples, compile_config=config, checkpoints=tmp_path, resume=True)
-    trained = fine_tune(resumed, again, step="fit", epochs=4)
+    trained = fine_tune(resumed, again, Cluster(epochs=4))
     assert trained.resumed_at == 3
     assert trained.epochs == expected.epochs
     assert trained.kept_epoch == expected.kept_epoch
@@ -171,22 +161,22 @@ def test_a_resumed_run_ends_as_one_that_was_never_interrupted(make, samples, tf_
     context_after = context(
         samples, compile_config=config, checkpoints=tmp_path, resume=True, say=lambda *facts: said.append(facts)
     )
-    assert fine_tune(finished, context_after, step="fit", epochs=4).epochs == expected.epochs
+    assert fine_tune(finished, context_after, Cluster(epochs=4)).epochs == expected.epochs
     assert weights_of(finished) == weights_of(whole)
     assert not said, "nothing was left to train"
 
 
 def test_without_resume_a_checkpoint_is_written_anew(make, samples, tmp_path):
     for _ in range(2):
-        trained = fine_tune(make(), context(samples, checkpoints=tmp_path), step="fit", epochs=1)
+        trained = fine_tune(make(), context(samples, checkpoints=tmp_path), Cluster(epochs=1))
         assert trained.resumed_at is None
-    assert fine_tune(make(), context(samples, resume=True), step="fit", epochs=1).resumed_at is None
+    assert fine_tune(make(), context(samples, resume=True), Cluster(epochs=1)).resumed_at is None
 
 
 @pytest.fixture(scope="module")
 def checkpoint(samples, tf_keras, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
-    fine_tune(build(tf_keras), context(samples, checkpoints=folder, identity="a"), step="fit", epochs=1)
+    fine_tune(build(tf_keras), context(samples, checkpoints=folder, identity="a"), Cluster(epochs=1))
     return folder
 
 
@@ -203,46 +193,18 @@ def test_a_checkpoint_of_another_run_is_refused(make, samples, checkpoint, chang
     elif change == "weights":
         model.set_weights([weight * 2 for weight in model.get_weights()])
     with pytest.raises(UsageError, match=r"of another run.*Fix: .*--resume") as caught:
-        fine_tune(
-            model, context(samples, training=training, **options), step="fit", epochs=2 if change == "epochs" else 1
-        )
+        fine_tune(model, context(samples, training=training, **options), Cluster(epochs=2 if change == "epochs" else 1))
     assert str(checkpoint) in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"PK damaged", None])
-def test_a_damaged_checkpoint_is_refused(make, samples, tmp_path, content):
-    file = tmp_path / "training.npz"
-    if content is None:
-        np.savez(file, other=np.zeros(1))
-    else:
-        file.write_bytes(content)
-    with pytest.raises(UsageError, match=r"not a checkpoint, or damaged.*Fix: leave --resume out"):
-        fine_tune(make(), context(samples, checkpoints=tmp_path, resume=True), step="fit", epochs=1)
-
-
-def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(monkeypatch, tmp_path):
-    checkpoints.write_checkpoint(tmp_path, "key", checkpoints.Progress(epoch=1, weights=[np.ones(3)], best_loss=0.5))
-
-    def killed(_self, _target):
-        raise StoppedError
-
-    monkeypatch.setattr(Path, "replace", killed)
-    with pytest.raises(StoppedError):
-        checkpoints.write_checkpoint(tmp_path, "key", checkpoints.Progress(epoch=2, weights=[np.zeros(3)]))
-    assert [file.name for file in tmp_path.iterdir()] == ["training.npz"]
-    found = checkpoints.read_checkpoint(tmp_path, "key")
-    assert (found.epoch, found.best_loss, found.weights[0].tolist()) == (1, 0.5, [1, 1, 1])
 
 
 def test_a_loss_that_becomes_nan_stops_the_training_and_the_last_good_weights_stay(make, samples, tf_keras):
     good = make()
-    fine_tune(good, context(samples, training={"validation": 0}), step="fit", epochs=2)
+    fine_tune(good, context(samples, training={"validation": 0}), Cluster(epochs=2))
     model, batches = make(), []
     trained = fine_tune(
         model,
         context(samples, training={"validation": 0}, say=lambda *facts: batches.append(facts)),
-        step="fit",
-        epochs=5,
+        Cluster(epochs=5),
         callbacks=[breaking(tf_keras, epoch=3)],
     )
     assert trained.stopped == "the loss became NaN or infinite in epoch 3; the weights of epoch 2 were kept"
@@ -255,46 +217,14 @@ def test_a_loss_that_becomes_nan_stops_the_training_and_the_last_good_weights_st
 def test_a_loss_that_was_never_a_number_is_an_error(make, samples, validation):
     training = {"learning_rate": 1e30, "validation": validation}
     with pytest.raises(DataError, match=r"NaN or infinite in the first epoch.*1e\+30.*Fix: lower --learning-rate"):
-        fine_tune(make(), context(samples, training=training), step="fit", epochs=3)
+        fine_tune(make(), context(samples, training=training), Cluster(epochs=3))
 
 
 def test_weights_that_are_broken_by_the_very_last_step_are_not_kept(make, samples):
     few = samples.select(np.arange(32))  # one step: its loss is a number, the weights that it leaves are not
     training = {"learning_rate": 1e39, "validation": 0}
     with pytest.raises(DataError, match="NaN or infinite"):
-        fine_tune(make(), context(few, training=training), step="fit", epochs=1)
-
-
-@pytest.mark.parametrize("kind", [np.int64, np.float32])
-def test_the_validation_samples_have_their_share_of_each_class(kind):
-    labels = np.repeat(np.arange(4), (40, 40, 80, 240)).astype(kind)
-    data = Dataset({"x": np.zeros((400, 1), np.float32)}, labels)
-    training, validation = split_training(PassContext(data=data, seed=3))
-    assert np.bincount(labels[validation].astype(int)).tolist() == [4, 4, 8, 24]
-    assert sorted([*training, *validation]) == list(range(400))
-    other = split_training(PassContext(data=data, seed=4))[1]
-    assert validation.tolist() == split_training(PassContext(data=data, seed=3))[1].tolist() != other.tolist()
-
-
-@pytest.mark.parametrize(
-    ("total", "share", "expected"), [(1, 0.5, (1, 0)), (2, 0.5, (1, 1)), (4, 0.1, (4, 0)), (10, 0.1, (9, 1))]
-)
-def test_the_split_of_few_samples(total, share, expected):
-    data = Dataset({"x": np.zeros((total, 1), np.float32)}, np.zeros(total))
-    training, validation = split_training(PassContext(data=data, training=Training(validation=share)))
-    assert (len(training), len(validation)) == expected
-
-
-def test_no_samples():
-    with pytest.raises(DataError, match="no training samples"):
-        split_training(PassContext())
-    with pytest.raises(DataError, match="no training samples"):
-        split_training(PassContext(data=Dataset({})))
-
-
-def test_steps_per_epoch(samples):
-    assert steps_per_epoch(context(samples, training={"batch_size": 100})) == 4
-    assert steps_per_epoch(context(samples, training={"batch_size": 1000})) == 1
+        fine_tune(make(), context(few, training=training), Cluster(epochs=1))
 
 
 def test_inputs_go_where_their_names_say(tf_keras):
@@ -305,6 +235,6 @@ def test_inputs_go_where_their_names_say(tf_keras):
     x = rng.normal(size=(256, 3)).astype(np.float32)
     target = (x @ [1.0, -2.0, 3.0]).astype(np.float32)
     data = Dataset({"right": np.zeros_like(x), "left": x}, target)
-    trained = fine_tune(model, context(data, training={"learning_rate": 0.2}), step="fit", epochs=8)
+    trained = fine_tune(model, context(data, training={"learning_rate": 0.2}), Cluster(epochs=8))
     assert trained.loss == "MeanSquaredError"
     assert model.layers[-1].kernel.numpy().reshape(-1) == pytest.approx([1, -2, 3], abs=0.1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from edgecompress.errors import ModelError, UsageError
@@ -73,9 +73,7 @@ def apply_low_rank(model: Any, spec: LowRank, context: PassContext) -> tuple[Any
     copy = rewrite(graph, chains)
     trained, notes = None, (() if context.data is not None or not chains else (_NOT_TRAINED,))
     if chains and context.data is not None:
-        training = replace(context, identity=f"{context.identity} {spec.model_dump_json()}")
-        epochs = spec.epochs or context.training.epochs
-        trained = retrain(copy, graph, training, step=spec.kind, epochs=epochs, distill=spec.distill)
+        trained = retrain(copy, context.of_pass(spec, graph), spec)
     plan = tuple(
         LayerPlan(layer=one.layer, kind=one.kind, technique=spec.kind, applies=one.accepted, detail=one.reason)
         for one in ranks

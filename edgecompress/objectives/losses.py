@@ -1,4 +1,4 @@
-"""Decides by which tf_keras loss a model is trained: its own where the labels fit it, else one that they call for."""
+"""Decides by which loss a model is trained: its own where the labels fit it, else one that they call for."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from edgecompress.data import Array
-from edgecompress.functional import cause_of
+from edgecompress.functional import cause_of, last_activation
 from edgecompress.labels import Task, is_one_hot
-from edgecompress.tfmot.optimizers import accepted
+from edgecompress.objectives.optimizers import accepted
 
 _CROSSENTROPIES = ("SparseCategoricalCrossentropy", "CategoricalCrossentropy")
 _FUNCTIONS = {
@@ -57,7 +57,7 @@ class Chosen:
     """A loss.
 
     Attributes:
-        loss: Of tf_keras.
+        loss: Of the framework of the model.
         labels: The labels in the form that it takes.
         own: Whether the model was compiled with it.
         notes: Why it is another than the model's own; a warning if the model's own was the user's code.
@@ -70,15 +70,16 @@ class Chosen:
 
 
 def describe_loss(loss: Any) -> str:
-    """Returns what reports call a tf_keras loss."""
+    """Returns what reports call a loss."""
     from_logits = loss.get_config().get("from_logits", False)
     return f"{type(loss).__name__}{' from logits' if from_logits else ''}"
 
 
-def choose_loss(config: Mapping[str, Any], found: Labelled, source: Any) -> Chosen:
+def choose_loss(world: Any, config: Mapping[str, Any], found: Labelled, source: Any) -> Chosen:
     """Returns the loss for the output that the labels belong to.
 
     Args:
+        world: The module `keras` or `tf_keras`, whose losses are to be used.
         config: What Keras stored of `compile`, perhaps empty; the user's own losses as objects (see `LoadedModel`).
         found: The output and its labels.
         source: The Keras 3 model whose last layer says whether it answers with probabilities, or None.
@@ -86,11 +87,13 @@ def choose_loss(config: Mapping[str, Any], found: Labelled, source: Any) -> Chos
     stored = _stored_loss(config, found, source)
     if not callable(stored):
         name, settings = _named(stored)
-        stored = _only_in_keras_3(name, settings)
+        stored = _only_in_keras_3(world, name, settings)
         if stored is None:
-            return _choose_built_in(name, settings, found, source)
-    loss, why = _try_own(stored, found)
-    return Chosen(loss, found.given, own=True) if why is None else _replace_own(_title(stored), why, found, source)
+            return _choose_built_in(world, name, settings, found, source)
+    loss, why = _try_own(world, stored, found)
+    if why is not None:
+        return _replace_own(world, _title(stored), why, found, source)
+    return Chosen(loss, found.given, own=True)
 
 
 def answers_logits(loss: Any, found: Labelled, source: Any) -> bool:
@@ -99,47 +102,44 @@ def answers_logits(loss: Any, found: Labelled, source: Any) -> bool:
     return not _answers_probabilities(source, found) if stated is None else bool(stated)
 
 
-def _choose_built_in(name: str, settings: Mapping[str, Any], found: Labelled, source: Any) -> Chosen:
-    import tf_keras
-
-    kind = getattr(tf_keras.losses, name, None) if name else None
+def _choose_built_in(world: Any, name: str, settings: Mapping[str, Any], found: Labelled, source: Any) -> Chosen:
+    kind = getattr(world.losses, name, None) if name else None
     if name and kind is None:
-        return _replace_own(name, "it is unknown here: pass it with --custom-objects", found, source)
+        return _replace_own(world, name, "it is unknown here: pass it with --custom-objects", found, source)
     if kind is not None and name in _CROSSENTROPIES and found.task is not Task.BINARY:
         wanted = _CROSSENTROPIES[0] if found.numbers else _CROSSENTROPIES[1]
-        kind = getattr(tf_keras.losses, wanted)
+        kind = getattr(world.losses, wanted)
         if wanted == name:
             return Chosen(kind(**accepted(kind, settings)), found.labels, own=True)
         note = f"{wanted} was used in place of the model's {name}, because of the form of the labels"
         return Chosen(kind(from_logits=bool(settings.get("from_logits", False))), found.labels, False, (note,))
     if kind is not None and name not in _CROSSENTROPIES and not found.numbers:
         return Chosen(kind(**accepted(kind, settings)), found.labels, own=True)
-    loss = _infer_loss(found, source)
+    loss = _infer_loss(world, found, source)
     why = f"the model's {name} does not fit them" if name else "the model was saved without one"
     note = f"the loss {describe_loss(loss)} was inferred from the labels: {why}"
     return Chosen(loss, found.labels, False, (note,))
 
 
-def _only_in_keras_3(name: str, settings: Mapping[str, Any]) -> Any:
-    """Returns a loss of Keras 3 that tf_keras does not have as a class, or None."""
+def _only_in_keras_3(world: Any, name: str, settings: Mapping[str, Any]) -> Any:
+    """Returns a loss of Keras 3 that the other framework does not have as a class, or None."""
     import keras
-    import tf_keras
 
     kind = getattr(keras.losses, name, None) if name else None
-    if kind is None or inspect.isclass(getattr(tf_keras.losses, name, None)):
+    if kind is None or inspect.isclass(getattr(world.losses, name, None)):
         return None
     return kind(**accepted(kind, settings)) if inspect.isclass(kind) else kind
 
 
-def _replace_own(name: str, why: str, found: Labelled, source: Any) -> Chosen:
-    loss = _infer_loss(found, source)
+def _replace_own(world: Any, name: str, why: str, found: Labelled, source: Any) -> Chosen:
+    loss = _infer_loss(world, found, source)
     used = f"{describe_loss(loss)}, inferred from the labels, was used instead"
     return Chosen(loss, found.labels, False, (f"WARNING: the model's own loss {name!r} was not used ({why}); {used}",))
 
 
-def _try_own(own: Any, found: Labelled) -> tuple[Any, str | None]:
-    """Returns the user's loss as a tf_keras one, and why it cannot be used, found out on a few samples."""
-    loss = _wrap_own(own, found.given.shape[1:])
+def _try_own(world: Any, own: Any, found: Labelled) -> tuple[Any, str | None]:
+    """Returns the user's loss as one of the framework, and why it cannot be used, found out on a few samples."""
+    loss = _wrap_own(world, own, found.given.shape[1:])
     try:
         value = float(loss(found.given[: len(found.answers)], found.answers))
     except Exception as error:  # noqa: BLE001 (it is the user's code)
@@ -147,27 +147,29 @@ def _try_own(own: Any, found: Labelled) -> tuple[Any, str | None]:
     return loss, None if np.isfinite(value) else f"on the labels it is {value}"
 
 
-def _wrap_own(own: Any, label_shape: Sequence[int]) -> Any:
-    """Returns a tf_keras loss that calls a loss of Keras 3, as Keras 3 would call it.
+def _wrap_own(world: Any, own: Any, label_shape: Sequence[int]) -> Any:
+    """Returns a loss of the framework that calls a loss of Keras 3, as Keras 3 would call it.
 
     Keras 3 functions and losses take TensorFlow's tensors as they are.
     """
     import keras
     import tensorflow as tf
-    import tf_keras
 
     class FromFunction(keras.losses.Loss):  # type: ignore[misc]
         def call(self, y_true: Any, y_pred: Any) -> Any:
             narrow = len(y_true.shape) + 1 == len(y_pred.shape) and y_pred.shape[-1] == 1
             return own(keras.ops.expand_dims(y_true, -1) if narrow else y_true, y_pred)
 
+    FromFunction.__name__ = _title(own)  # which is what reports call it
     loss = own if isinstance(own, keras.losses.Loss) else FromFunction()
+    if world is keras:
+        return loss
 
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def call(_self: Any, y_true: Any, y_pred: Any) -> Any:
         return loss(tf.reshape(y_true, (-1, *label_shape)), y_pred)  # tf_keras makes (batch, 1) of (batch,)
 
-    return type(_title(own), (tf_keras.losses.Loss,), {"call": call})()
+    return type(_title(own), (world.losses.Loss,), {"call": call})()
 
 
 def _title(own: Any) -> str:
@@ -196,10 +198,8 @@ def _named(stored: Any) -> tuple[str, Mapping[str, Any]]:
     return _FUNCTIONS.get(name, name), {}
 
 
-def _infer_loss(found: Labelled, source: Any) -> Any:
-    import tf_keras
-
-    losses = tf_keras.losses
+def _infer_loss(world: Any, found: Labelled, source: Any) -> Any:
+    losses = world.losses
     if found.task is Task.REGRESSION:
         return losses.MeanSquaredError()
     from_logits = not _answers_probabilities(source, found)
@@ -212,7 +212,7 @@ def _infer_loss(found: Labelled, source: Any) -> Any:
 
 def _answers_probabilities(source: Any, found: Labelled) -> bool:
     """Whether an output gives probabilities: by its last layer where that is plain, else by its answers."""
-    activation = _last_activation(source, found.output)
+    activation = last_activation(source, found.output)
     if activation in ("softmax", "sigmoid"):
         return True
     if activation == "linear":
@@ -220,19 +220,3 @@ def _answers_probabilities(source: Any, found: Labelled) -> bool:
     answers = found.answers
     bounded = bool(answers.min() >= 0 and answers.max() <= 1)
     return bounded and (found.task is Task.BINARY or bool(np.allclose(answers.sum(-1), 1, atol=1e-2)))
-
-
-def _last_activation(source: Any, output: int) -> str | None:
-    """Returns the activation of the layer that an output comes from, or None if that layer is not a plain one."""
-    while True:
-        tensors = getattr(source, "outputs", None)
-        history = getattr(tensors[output], "_keras_history", None) if tensors else None
-        if history is None:
-            return None
-        layer, output = history.operation, history.tensor_index
-        if getattr(layer, "outputs", None) is None or not hasattr(layer, "layers"):
-            break
-        source = layer
-    if type(layer).__name__ in ("Softmax", "Sigmoid"):
-        return type(layer).__name__.lower()
-    return getattr(getattr(layer, "activation", None), "__name__", None)
