@@ -10,12 +10,12 @@ sentences of `--snips` (SNIPS: "train" and "test", pairs of a sentence and its i
 nothing was trained or chosen on tests: all other images of x_train but 5,000; all other sentences but 1,500.
 
 How settings were chosen: the learning rate is chosen in each run, on samples for validation with a seed of its own, for
-the student alone and for the taught one by itself, from the same rates. All else was chosen on
-the same samples before: alpha, temperature, the copies, the students' width, Dropout in the teachers, and how many
-images there are. Without copies neither task gave the teacher anything to tell; AttentionTransfer beside the soft
-labels of images made them worse. The more images there are, the less a teacher gives: with 2,000, no Dropout and ten
-copies, 0.24 points where the seeds' range was 0.23 (on MNIST's test images), and 0.43 at 0.55 with students of 1/38 (on
-those that test here), which is what led to the smaller set. The sentences were tested once.
+the student alone and for the taught one by itself, from the same rates. All else was chosen on the same samples before:
+alpha, temperature, the copies, the students' width, Dropout in the teachers, and how many images there are. Without
+copies neither task gave the teacher anything to tell; AttentionTransfer beside the soft labels of images made them
+worse. The more images there are, the less a teacher gives: with 2,000, ten copies and no Dropout it was 0.24 points
+where the seeds' range was 0.23 (on MNIST's test images), and 0.43 at 0.55 with students of 1/38 (on those that test
+here), which is what led to the smaller set. The sentences were tested once.
 
 Passes: the teacher of images pruned, clustered or quantized, and trained again for an epoch, by labels alone, and with
 half of the loss being what it answered before; accuracies of the .tflite files.
@@ -143,10 +143,12 @@ def sequence_task(snips: Path | None) -> Task:
     known = [word for word, count in Counter(itertools.chain(*words[:1000])).most_common() if count > 1]
     intents = sorted({intent for _, intent in pairs})
     x, y = as_numbers(words, known), np.array([intents.index(intent) for _, intent in pairs])
+    sizes = len(known) + 2, len(intents)
+    train, validation, test = ((x[part], y[part]) for part in np.split(np.arange(len(x)), (1000, 2500)))
     return Task(
-        "SNIPS, bidirectional GRU", with_copies((x[:1000], y[:1000]), alter_sentences, COPIES["sequences"]),
-        (x[1000:2500], y[1000:2500]), (x[2500:], y[2500:]), lambda: make_reader(len(known) + 2, len(intents), dropout=0.4),
-        lambda: make_student(make_reader(len(known) + 2, len(intents), dropout=0), width=0.125), (3, 10),
+        "SNIPS, bidirectional GRU", with_copies(train, alter_sentences, COPIES["sequences"]), validation, test,
+        lambda: make_reader(*sizes, dropout=0.4), lambda: make_student(make_reader(*sizes, dropout=0), width=0.125),
+        (3, 10),
     )  # fmt: skip
 
 

@@ -29,6 +29,13 @@ class AnswerKind:
         return "probabilities" if self.probabilities else "logits"
 
 
+def as_stated(from_logits: bool | None, seen: AnswerKind | None) -> AnswerKind | None:
+    """Returns what an output holds if somebody says that it holds logits or not, or None for that."""
+    if from_logits is None or (seen is not None and seen.probabilities != from_logits):
+        return seen
+    return AnswerKind(probabilities=not from_logits, binary=None)
+
+
 def log_probabilities(answers: Any, kind: AnswerKind, temperature: Any = 1.0) -> Any:
     """Returns the logarithms of softened probabilities, the classes in the last axis.
 

@@ -8,13 +8,13 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
+from edgecompress.distill.answers import as_stated
 from edgecompress.distill.layer_losses import LayerTerm
 from edgecompress.distill.losses import DistillationTerm, SelfDistillation, shapes_fit
 from edgecompress.distill.teachers import Teacher, kind_of_output, open_teacher
 from edgecompress.distill.terms import (
     Comparison,
     Output,
-    as_stated,
     default_terms,
     describe,
     describe_outputs,
@@ -63,9 +63,9 @@ class Pair:
         self.student = student
         self._terms, self._from_logits = terms, from_logits
         points = self._points("teacher")
-        self.teacher: Teacher | None = (
-            None if teacher is None else open_teacher(teacher, student, points, unsafe=unsafe)
-        )
+        self.teacher: Teacher | None = None
+        if teacher is not None:
+            self.teacher = open_teacher(teacher, student, points, from_logits=from_logits[0], unsafe=unsafe)
         watched = self._points("student")
         self._watched = watch(student.model, watched, who="student") if watched else None
         self.notes: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ from edgecompress.artifacts import Artifact, read_artifact
 from edgecompress.benchmark.execute import run_tflite
 from edgecompress.benchmark.runner import Predictor, StepLoop, find_runtime, open_interpreter, predict_samples
 from edgecompress.data import Array, InputSpec
-from edgecompress.distill.answers import AnswerKind, as_logits
+from edgecompress.distill.answers import AnswerKind, as_logits, as_stated
 from edgecompress.distill.watching import Point, watch
 from edgecompress.errors import ModelError, UsageError
 from edgecompress.functional import last_activation
@@ -63,7 +63,14 @@ def kind_of_output(model: Any, output: int) -> AnswerKind | None:
     return _ACTIVATIONS.get(last_activation(model, output) or "")
 
 
-def open_teacher(source: Any, student: LoadedModel, points: Sequence[Point], *, unsafe: bool = False) -> Teacher:
+def open_teacher(
+    source: Any,
+    student: LoadedModel,
+    points: Sequence[Point],
+    *,
+    from_logits: bool | None = None,
+    unsafe: bool = False,
+) -> Teacher:
     """Opens a model as a teacher.
 
     Args:
@@ -71,11 +78,12 @@ def open_teacher(source: Any, student: LoadedModel, points: Sequence[Point], *, 
             or a list of these, which teach together.
         student: What is to learn from it, with the same inputs.
         points: Layers to look at inside of it; only a single model of Keras 3 has any.
+        from_logits: Whether teachers answer with logits, where several do that together; None: as can be seen.
         unsafe: Accept Lambda layers, which run code from the file.
 
     Raises:
         ModelError: It cannot be read, or takes or gives something else than the student.
-        UsageError: It has no such layers.
+        UsageError: It has no such layers; or it can be seen of some teachers what they answer with, and not of others.
     """
     if isinstance(source, (list, tuple)):
         if not source:
@@ -87,7 +95,7 @@ def open_teacher(source: Any, student: LoadedModel, points: Sequence[Point], *, 
             )  # fmt: skip
         opened = [open_teacher(one, student, points, unsafe=unsafe) for one in source]
         members = [one for each in opened for one in (each.members if isinstance(each, Ensemble) else [each])]
-        return members[0] if len(members) == 1 else Ensemble(members)
+        return members[0] if len(members) == 1 else Ensemble(members, from_logits)
     if isinstance(source, (str, os.PathLike)) and Path(source).suffix == ".tflite":
         if points:
             raise UsageError(
@@ -205,11 +213,10 @@ class Ensemble:
     """Several teachers, who answer with their mean (Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 1).
 
     Probabilities are averaged as they are. Logits are, too, which makes a geometric mean of probabilities; where some
-    teachers give the one and some the other, all are turned to logits. Where that cannot be seen of one, all are taken
-    to give the same.
+    teachers give the one and some the other, all are turned to logits.
     """
 
-    def __init__(self, members: Sequence[Teacher]) -> None:
+    def __init__(self, members: Sequence[Teacher], from_logits: bool | None = None) -> None:
         first = members[0]
         for other in members[1:]:
             if len(first.shapes) != len(other.shapes) or not all(map(_may_be_alike, first.shapes, other.shapes)):
@@ -221,10 +228,21 @@ class Ensemble:
         self.name = ", ".join(one.name for one in members)
         self.outputs, self.shapes = first.outputs, first.shapes
         self.in_graph = all(one.in_graph for one in members)
-        self.kinds = tuple(
-            kinds[0] if len(set(kinds)) == 1 else None if None in kinds else AnswerKind()
-            for kinds in zip(*(one.kinds for one in members), strict=True)
-        )
+        self._given = [[as_stated(from_logits, kind) for kind in one.kinds] for one in members]
+        self.kinds = tuple(self._shared_kind(kinds) for kinds in zip(*self._given, strict=True))
+
+    def _shared_kind(self, kinds: Sequence[AnswerKind | None]) -> AnswerKind | None:
+        if set(kinds) == {None}:
+            return None
+        if None in kinds:
+            raise UsageError(
+                "it cannot be seen whether this teacher answers with logits or with probabilities, as it can of others",
+                where=self.members[list(kinds).index(None)].name,
+                fix="say teacher_from_logits=True or False if all do the same, or let it teach alone",
+            )  # fmt: skip
+        holds, binary = ({getattr(kind, name) for kind in kinds} for name in ("probabilities", "binary"))
+        alike = len(holds) == 1 and len(binary - {None}) <= 1
+        return AnswerKind(holds.pop(), next(iter(binary - {None}), None)) if alike else AnswerKind()
 
     @property
     def identity(self) -> str:
@@ -236,14 +254,14 @@ class Ensemble:
         given = [one.answers(inputs) for one in self.members]
         return [
             tf.add_n([
-                _as_kind(kind, found[k], one.kinds[k]) for one, found in zip(self.members, given, strict=True)
+                _as_kind(kind, found[k], own[k]) for own, found in zip(self._given, given, strict=True)
             ]) / len(given)
             for k, kind in enumerate(self.kinds)
         ]  # fmt: skip
 
 
 def _as_kind(wanted: AnswerKind | None, answers: Any, own: AnswerKind | None) -> Any:
-    if wanted is None or own is None or own == wanted:
+    if wanted is None or own is None or own.probabilities == wanted.probabilities:
         return answers
     return as_logits(answers, own)
 

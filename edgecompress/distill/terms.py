@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from edgecompress.distill.answers import AnswerKind
+from edgecompress.distill.answers import AnswerKind, as_stated
 from edgecompress.distill.losses import (
     AnswerTerm,
     DistillationTerm,
@@ -100,13 +100,6 @@ def describe_outputs(
         kinds = tuple(None if one is None else AnswerKind(one.probabilities, binary) for one in (taught, found))
         outputs.append(Output(name, shape, (kinds[0], kinds[1]), _is_about_classes(kind, found, shape)))
     return tuple(outputs)
-
-
-def as_stated(from_logits: bool | None, seen: AnswerKind | None) -> AnswerKind | None:
-    """Returns what an output holds if somebody says that it holds logits or not, or None for that."""
-    if from_logits is None or (seen is not None and seen.probabilities != from_logits):
-        return seen
-    return AnswerKind(probabilities=not from_logits, binary=None)
 
 
 def default_terms(outputs: Sequence[Output]) -> list[tuple[DistillationTerm, float]]:

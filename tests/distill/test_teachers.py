@@ -208,13 +208,15 @@ class TestEnsemble:
         teacher = opened([probable, logits], labels_of("sigmoid", 2))
         np.testing.assert_allclose(ask(teacher, [x])[0], expected, atol=1e-5)
 
-    def test_with_a_saved_model_averages_as_it_is(self, images, cnn_teacher, tmp_path):
+    def test_with_a_saved_model_needs_to_know_what_it_answers(self, images, cnn_teacher, tmp_path):
         cnn_teacher.export(tmp_path / "exported", verbose=False)
         other = mlp_teacher()
+        with pytest.raises(UsageError, match="exported: it cannot be seen whether .* say teacher_from_logits"):
+            opened([other, tmp_path / "exported"])
         expected = np.mean([model.predict(images[0], verbose=0) for model in (cnn_teacher, other)], axis=0)
-        teacher = opened([other, tmp_path / "exported"])
+        teacher = opened([other, tmp_path / "exported"], from_logits=False)
         np.testing.assert_allclose(ask(teacher, [images[0]])[0], expected, atol=1e-6)
-        assert teacher.kinds == (None,)
+        assert [kind.title for kind in teacher.kinds] == ["probabilities"]
 
     def test_of_ensembles_counts_each_model_once(self, images):
         one, two, three = (mlp_teacher(seed=seed) for seed in (1, 2, 3))

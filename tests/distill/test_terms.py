@@ -8,10 +8,9 @@ import pytest
 from keras import layers
 
 from edgecompress.distill import Distiller, Features, HardLabels, Logits, SelfDistillation, SoftLabels
-from edgecompress.distill.answers import AnswerKind
+from edgecompress.distill.answers import AnswerKind, as_stated
 from edgecompress.distill.terms import (
     Output,
-    as_stated,
     default_terms,
     describe,
     describe_outputs,
