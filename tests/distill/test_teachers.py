@@ -211,7 +211,7 @@ class TestEnsemble:
     def test_with_a_saved_model_needs_to_know_what_it_answers(self, images, cnn_teacher, tmp_path):
         cnn_teacher.export(tmp_path / "exported", verbose=False)
         other = mlp_teacher()
-        with pytest.raises(UsageError, match="exported: it cannot be seen whether .* say teacher_from_logits"):
+        with pytest.raises(UsageError, match=r"exported: it cannot be seen whether .* say teacher_from_logits"):
             opened([other, tmp_path / "exported"])
         expected = np.mean([model.predict(images[0], verbose=0) for model in (cnn_teacher, other)], axis=0)
         teacher = opened([other, tmp_path / "exported"], from_logits=False)
