@@ -87,7 +87,7 @@ class Task:
 def image_task(mnist: Path | None) -> Task:
     if mnist is None:
         (x, y), test = digits(as_rows=False)
-        train, validation, name, epochs = (x[:900], y[:900]), (x[900:], y[900:]), "digits", (10, 20)
+        train, validation, name, epochs = (x[:900], y[:900]), (x[900:], y[900:]), "digits", (5, 6)
     else:
         with np.load(mnist) as file:
             x, y = file["x_train"], file["y_train"]

@@ -301,7 +301,7 @@ def last_activation(model: Any, output: int) -> str | None:
         None if the layer has no activation that could be told, or the model is no graph of layers.
     """
     tensors = getattr(model, "outputs", None)
-    tensor = tensors[output] if tensors else None
+    tensor: Any = tensors[output] if tensors else None
     while (history := getattr(tensor, "_keras_history", None)) is not None:
         layer = history.operation if hasattr(history, "operation") else history.layer
         if getattr(layer, "outputs", None) and hasattr(layer, "layers"):
