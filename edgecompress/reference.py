@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgecompress.data import Array, Dataset, InputSpec
-from edgecompress.errors import ModelError, OutputError, UsageError
+from edgecompress.errors import OutputError, UsageError
 from edgecompress.loaded import LoadedModel
+from edgecompress.models import load_model
 from edgecompress.recipes import Recipe
 from edgecompress.techniques import Distill
-from edgecompress.verify.predictor import Predictor, open_predictor
+from edgecompress.verify.predictor import is_tflite
+
+_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,38 @@ def open_reference(
     paths = [Path(path) for one in _learning(recipe) for path in one.teachers]
     if not paths:
         return Reference(lambda data: source.predict(data.inputs, fixed=fixed))
-    teachers = [open_predictor(path, custom_objects=custom_objects, unsafe=unsafe) for path in paths]
+    from edgecompress.distill.teachers import asker, open_teacher
+
+    opened = [
+        path if is_tflite(path) else load_model(path, custom_objects=custom_objects, unsafe=unsafe) for path in paths
+    ]
+    teacher = open_teacher(opened, source, ())
+    ask = asker(teacher)
 
     def answers(data: Dataset) -> dict[str, Array]:
-        found = [_in_order(teacher, data, source) for teacher in teachers]
-        return {name: np.mean([one[k] for one in found], axis=0) for k, name in enumerate(source.outputs)}
+        arrays = [data.inputs[spec.name] for spec in source.inputs]
+        parts = [ask([array[start : start + _BATCH] for array in arrays]) for start in range(0, len(data), _BATCH)]
+        found = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return {
+            name: _as_the_student_answers(array, teacher.kinds[k], source, k)
+            for k, (name, array) in enumerate(zip(source.outputs, found, strict=True))
+        }
 
     return Reference(answers, tuple(paths))
+
+
+def _as_the_student_answers(answers: Array, kind: Any, student: LoadedModel, output: int) -> Array:
+    """Returns a teacher's logits as probabilities if the student answers so, and the other way round."""
+    from edgecompress.distill.answers import as_logits, log_probabilities
+    from edgecompress.distill.teachers import kind_of_output
+
+    wanted = kind_of_output(student.model, output)
+    if kind is None or wanted is None or kind.probabilities == wanted.probabilities:
+        return answers
+    if kind.probabilities:
+        return np.asarray(as_logits(answers, kind))
+    probabilities: Array = np.exp(log_probabilities(answers, replace(kind, binary=wanted.binary)))
+    return probabilities[..., 1] if wanted.binary else probabilities
 
 
 def refuse_teachers(recipe: Recipe, model: Path | None, destination: Path) -> None:
@@ -84,20 +112,3 @@ def refuse_teachers(recipe: Recipe, model: Path | None, destination: Path) -> No
 
 def _learning(recipe: Recipe) -> list[Distill]:
     return [one for one in recipe.passes if isinstance(one, Distill)]
-
-
-def _in_order(teacher: Predictor, data: Dataset, source: LoadedModel) -> list[Array]:
-    wanted, names = [spec.name for spec in teacher.specs], [spec.name for spec in source.inputs]
-    arrays = [data.inputs[name] for name in (wanted if set(wanted) == set(names) else names)]
-    if len(arrays) != len(wanted):
-        raise ModelError(
-            "the teacher takes something else than the student", where=teacher.name, expected=", ".join(names),
-            received=", ".join(wanted), fix="give a teacher with the student's inputs",
-        )  # fmt: skip
-    outputs = list(teacher.predict(Dataset(dict(zip(wanted, arrays, strict=True)))).values())
-    if len(outputs) != len(source.outputs):
-        raise ModelError(
-            "teacher and student give different answers", where=teacher.name, expected=f"{len(source.outputs)} outputs",
-            received=len(outputs), fix="give a teacher with the student's outputs",
-        )  # fmt: skip
-    return outputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from edgecompress.techniques import Distill
 
 _SIZE = PassFields(lambda _text: None, "width=0.5 or width=0.5,depth=0.5,rank=16")
+_SIZE_LIKE = re.compile(r"\s*([\w-]+\s*=|\d*\.?\d+\s*$)")
 _TERM = PassFields(
     lambda text: {"kind": text.strip()},
     "soft_labels or features,teacher_layer=conv3,student_layer=conv2,projector=linear,weight=0.1",
@@ -27,9 +29,14 @@ class Student(click.ParamType[Any]):
     name = "file or size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str) or Path(value).exists() or "=" not in value:
-            return Path(value) if isinstance(value, str) else value
-        return _SIZE.convert(value, param, ctx)
+        if not isinstance(value, str):
+            return value
+        if Path(value).exists() or not _SIZE_LIKE.match(value):
+            return Path(value)
+        fields = _SIZE.convert(value if "=" in value else f"width={value}", param, ctx)
+        if "=" not in value or fields.keys() - {"width", "depth", "rank"}:
+            self.fail(f"{value!r} is neither a file nor a size such as width=0.5,depth=0.5,rank=16", param, ctx)
+        return fields
 
 
 @click.command("distill")
@@ -102,10 +109,16 @@ def command(
 
 def _task(teachers: tuple[Path, ...], student: Path | dict[str, Any], fields: dict[str, Any]) -> tuple[Path, Distill]:
     """Returns the model to begin with, and the pass: a student that is made is made of the first teacher."""
+    from edgecompress.errors import UsageError
     from edgecompress.techniques import Distill
 
     files = tuple(map(str, teachers)) if len(teachers) > 1 else str(teachers[0])
     if isinstance(student, Path):
         return student, technique_of(Distill, "distill", {"teacher": files, **fields})
+    if teachers[0].suffix == ".tflite":
+        raise UsageError(
+            "a student is made of a Keras model, and this is none", where=teachers[0],
+            fix="give a model of your own as --student, or the .keras file that the .tflite file was made from",
+        )  # fmt: skip
     several = {"teacher": files} if len(teachers) > 1 else {}
     return teachers[0], technique_of(Distill, "--student", {**student, **several, **fields})

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -154,6 +155,8 @@ class _Rows:
             OutputError: They cannot be written.
         """
         specs = _describe(answers, expected, self._store)
+        if not self.specs:
+            _refuse_if_too_large(self._folder, specs, self._samples)
         if self.specs and specs != self.specs:
             raise DataError(
                 f"the teacher's answers changed their form at sample {self.whole}", expected=_in_words(self.specs),
@@ -315,6 +318,16 @@ def _describe(answers: Sequence[Array], samples: int, store: str) -> list[Answer
         dtype = store if is_float else answer.dtype.name
         specs.append(AnswerSpec(f"answer_{number}", answer.shape[1:], dtype))
     return specs
+
+
+def _refuse_if_too_large(folder: Path, specs: Sequence[AnswerSpec], samples: int) -> None:
+    needed, free = samples * sum(spec.row_bytes for spec in specs), shutil.disk_usage(folder).free
+    if needed > free:
+        raise OutputError(
+            f"the teacher's answers to {samples:,} samples take {needed / 1e6:,.0f} MB", where=folder,
+            expected=f"at most {free / 1e6:,.0f} MB, which are free", received=_in_words(specs),
+            fix="make room, run the teacher in each step (--no-cache, or plain fit), or compare smaller layers",
+        )  # fmt: skip
 
 
 def _in_words(specs: Sequence[AnswerSpec]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import keras
 import numpy as np
@@ -15,7 +16,8 @@ from edgecompress.distill.cache import AnswerCache, taught_samples
 from edgecompress.distill.losses import TEMPERATURE
 from edgecompress.distill.pairing import Pair
 from edgecompress.distill.settings import check_share, check_temperature, check_terms, check_weights
-from edgecompress.distill.storing import describe_teachers, models_of, restore_teachers
+from edgecompress.distill.storing import describe_teachers, models_of, read_weights, restore_teachers, write_weights
+from edgecompress.distill.teachers import asker
 from edgecompress.errors import ModelError, UsageError
 from edgecompress.models import load_model
 from edgecompress.passes.base import Progress
@@ -96,9 +98,8 @@ class Distiller(keras.Model):  # type: ignore[misc]
         self._taught_tracker = keras.metrics.Mean(name="distillation_loss")
         self.built = True
 
-    @property
-    def teacher(self) -> Any:
-        """What teaches: a Keras model or the path of a file, or a list of them. Keras stores the weights of models."""
+    def teachers(self) -> list[Any]:
+        """Returns what teaches: Keras models, functions of SavedModels, and paths of .tflite files."""
         return models_of(self._pair.teacher)
 
     @property
@@ -170,6 +171,7 @@ class Distiller(keras.Model):  # type: ignore[misc]
         sample_weight: Any = None,
         *,
         cache: str | Path,
+        store: Literal["float32", "float16"] = "float32",
         batch_size: int = 32,
         shuffle: bool = True,
         seed: int = 0,
@@ -186,6 +188,7 @@ class Distiller(keras.Model):  # type: ignore[misc]
             y: Labels, one array or a list or dict of them, or None.
             sample_weight: Of shape (samples,), or (samples, steps), or a list or dict of them, or None.
             cache: The folder, which is made if it is not there.
+            store: How the answers are kept; float16 takes half the space and keeps three digits.
             batch_size: Samples a step.
             shuffle: Draw a new order for each epoch.
             seed: Of that order.
@@ -198,23 +201,27 @@ class Distiller(keras.Model):  # type: ignore[misc]
             DataError: The arrays have different lengths, or the teacher's answers are not numbers.
             OutputError: The folder cannot be written.
         """
-        answers = self.teacher_answers(x, cache, say=say)
+        answers = self.teacher_answers(x, cache, store=store, say=say)
+        y, sample_weight = (np.asarray(one) if _is_plain(one) else one for one in (y, sample_weight))
         samples = taught_samples(x, y, sample_weight, answers, batch_size=batch_size, shuffle=shuffle, seed=seed)
         samples.own_order = True  # see fit
         return samples
 
-    def teacher_answers(self, x: Any, cache: str | Path, *, say: Progress | None = None) -> list[Array]:
+    def teacher_answers(
+        self,
+        x: Any,
+        cache: str | Path,
+        *,
+        store: Literal["float32", "float16"] = "float32",
+        say: Progress | None = None,
+    ) -> list[Array]:
         """Returns what the teacher answers to all samples, from the disk if it was asked before; see `with_answers`."""
         teacher = self._pair.teacher
         if teacher is None:
             raise UsageError("there is no teacher whose answers could be kept")
         flat = [np.asanyarray(array) for array in self._pair.flat_inputs(x)]
-        asked = tf.function(lambda *inputs: teacher.answers(inputs), reduce_retracing=True, autograph=False)
-
-        def ask(arrays: list[Array]) -> list[Array]:
-            return [np.asarray(tensor) for tensor in asked(*map(tf.convert_to_tensor, arrays))]
-
-        return AnswerCache(cache).answers(teacher=teacher.identity, inputs=flat, ask=ask, say=say)
+        cached = AnswerCache(cache, store=store)
+        return cached.answers(teacher=teacher.identity, inputs=flat, ask=asker(teacher), say=say)
 
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Trains as any Keras model; see `keras.Model.fit`.
@@ -223,9 +230,11 @@ class Distiller(keras.Model):  # type: ignore[misc]
         """
         if getattr(x, "own_order", False):
             # The samples count wrong where Keras goes on after a backup, and where it looks at a batch beforehand.
-            begin = 0 if "initial_epoch" in kwargs else x.epoch
+            given = inspect.signature(super().fit).bind(x, *args, **kwargs).arguments
+            begin = 0 if "initial_epoch" in given else x.epoch
             count = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: setattr(x, "epoch", begin + epoch))
-            kwargs |= {"shuffle": False, "callbacks": [*keras.tree.flatten(kwargs.get("callbacks") or []), count]}
+            given |= {"shuffle": False, "callbacks": [*keras.tree.flatten(given.get("callbacks") or []), count]}
+            return super().fit(**given)
         return super().fit(x, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
@@ -250,6 +259,14 @@ class Distiller(keras.Model):  # type: ignore[misc]
                 for key in ("student", "losses", "alpha", "temperature")
             }
             return cls(**{**config, **plain, "teacher": restore_teachers(config["teacher"])})
+
+    # Keras asks for these where it writes and reads a whole .keras file, and not where it does so with weights only.
+
+    def save_assets(self, dir_path: str) -> None:
+        write_weights(self._pair.teacher, dir_path)
+
+    def load_assets(self, dir_path: str) -> None:
+        read_weights(self._pair.teacher, dir_path)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -325,6 +342,11 @@ class Distiller(keras.Model):  # type: ignore[misc]
         if _has_several_workers():  # whose figures Keras averages over an axis that scalars do not have
             return {name: tf.expand_dims(value, 0) for name, value in figures.items()}
         return figures
+
+
+def _is_plain(values: Any) -> bool:
+    """Whether labels or weights are a list of numbers, rather than a list of arrays for several outputs."""
+    return isinstance(values, (list, tuple)) and bool(values) and np.isscalar(values[0])
 
 
 def _has_several_workers() -> bool:

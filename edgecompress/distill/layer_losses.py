@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Literal, Self
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from edgecompress.distill.losses import DistillationTerm, Kinds, Shape, registered, shapes_fit
@@ -68,7 +69,7 @@ class Features(LayerTerm):
         self.projector = projector if isinstance(projector, keras.layers.Layer) else None
 
     def build(self, teacher: Shape, student: Shape) -> None:
-        if self._given == "linear" and self.projector is None:
+        if self._given == "linear":
             if teacher[-1] is None or len(teacher) != len(student):
                 raise self._mismatch(teacher, student, "choose layers whose outputs have the same number of axes")
             name = f"projector_{self.student_layer_name}".replace("/", "_")
@@ -127,7 +128,8 @@ class AttentionTransfer(LayerTerm):
 
     The maps have no channels, so the two layers may differ in them; where they differ in height and width, the
     teacher's map is resized. Source: Zagoruyko and Komodakis 2017, "Paying More Attention to Attention",
-    arXiv:1612.03928, equation 2, with p = 2, squared as in the authors' program.
+    arXiv:1612.03928, equation 2, with p = 2, squared as in the authors' program, which takes the mean over the map,
+    however, and not half the sum: its weights are other ones.
     """
 
     def build(self, teacher: Shape, student: Shape) -> None:
@@ -141,8 +143,8 @@ class AttentionTransfer(LayerTerm):
         del kinds, temperature
         teacher, student = _without_masked(teacher, student)
         wanted, found = (ops.sum(ops.square(side), axis=-1, keepdims=True) for side in (teacher, student))
-        if wanted.shape[1:] != found.shape[1:]:
-            wanted = ops.image.resize(wanted, found.shape[1:3], interpolation="bilinear", data_format="channels_last")
+        if len(found.shape) == _IMAGE and (None in found.shape[1:3] or wanted.shape[1:] != found.shape[1:]):
+            wanted = tf.image.resize(wanted, tf.shape(found)[1:3])
         return ops.sum(ops.square(_unit(wanted) - _unit(found)), axis=-1) / 2
 
 
@@ -151,7 +153,7 @@ class AttentionMatrices(LayerTerm):
     """KL(teacher || student) of the attention of each query, averaged over heads and queries that no mask leaves out.
 
     For MultiHeadAttention layers; where the numbers of heads differ, the mean over the heads is compared. Source: Wang
-    et al. 2020, "MiniLM", arXiv:2002.10957, equation 3.
+    et al. 2020, "MiniLM", arXiv:2002.10957, equation 6.
     """
 
     kind = "attention"

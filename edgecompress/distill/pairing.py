@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,8 +11,8 @@ import tensorflow as tf
 
 from edgecompress.distill.answers import as_stated
 from edgecompress.distill.layer_losses import LayerTerm
-from edgecompress.distill.losses import DistillationTerm, SelfDistillation, shapes_fit
-from edgecompress.distill.teachers import Teacher, kind_of_output, open_teacher
+from edgecompress.distill.losses import DistillationTerm, SelfDistillation
+from edgecompress.distill.teachers import Teacher, kind_of_output, open_teacher, shapes_of_outputs
 from edgecompress.distill.terms import (
     Comparison,
     Output,
@@ -19,11 +20,11 @@ from edgecompress.distill.terms import (
     describe,
     describe_outputs,
     losses_by_output,
-    on_conversions,
+    on_outputs,
     pair_answers,
 )
 from edgecompress.distill.watching import Point, watch
-from edgecompress.errors import ModelError, UsageError
+from edgecompress.errors import UsageError
 from edgecompress.loaded import LoadedModel
 
 Side = Literal["teacher", "student"]
@@ -61,7 +62,9 @@ class Pair:
         if teacher is None and not all(isinstance(term, SelfDistillation) for term, _ in terms or [(None, 0.0)]):
             raise UsageError("there is no teacher", fix="give one, or only SelfDistillation as losses")
         self.student = student
-        self._terms, self._from_logits = terms, from_logits
+        # Copies: each pair has projectors of its own.
+        self._terms = None if terms is None else [(copy.copy(term), weight) for term, weight in terms]
+        self._from_logits = from_logits
         points = self._points("teacher")
         self.teacher: Teacher | None = None
         if teacher is not None:
@@ -71,7 +74,6 @@ class Pair:
         self.notes: tuple[str, ...] = ()
         self.projectors: list[Any] = []
         self._comparisons: tuple[Comparison, ...] = ()
-        self._refuse_other_outputs()
         self._build_terms()
 
     def settle(self, loss: Any) -> None:
@@ -83,7 +85,7 @@ class Pair:
         outputs = self._describe_outputs(loss)
         terms = default_terms(outputs) if self._terms is None else self._terms
         self._comparisons = tuple(self._compare(term, weight, outputs) for term, weight in terms)
-        self.notes = on_conversions(outputs)
+        self.notes = on_outputs(outputs)
 
     def described(self, temperature: Any) -> str:
         """Returns what is compared, in words."""
@@ -152,23 +154,6 @@ class Pair:
         point = _point(term, side)
         return None if point is None else self._points(side).index(point)
 
-    def _refuse_other_outputs(self) -> None:
-        teacher, shapes = self.teacher, self._student_shapes()
-        if teacher is None:
-            return
-        count = len(teacher.outputs)
-        wanted, names = teacher.shapes[:count], self.student.outputs
-        if count != len(names) or not all(map(shapes_fit, wanted, shapes)):
-            raise ModelError(
-                "teacher and student give different answers", where=teacher.name,
-                expected="the teacher's " + _in_words(teacher.outputs, wanted),
-                received="the student's " + _in_words(names, shapes),
-                fix="give the student the teacher's outputs, or put what chooses among them into a model around it",
-            )  # fmt: skip
-
-    def _student_shapes(self) -> list[Any]:
-        return [tuple(tensor.shape) for tensor in keras.tree.flatten(self.student.model.outputs)]
-
     def _build_terms(self) -> None:
         """Prepares the terms that compare layers."""
         for term, _ in self._terms or ():
@@ -186,7 +171,16 @@ class Pair:
         seen = [as_stated(self._from_logits[1], kind_of_output(model, k)) for k in range(len(names))]
         kinds = () if self.teacher is None else self.teacher.kinds
         taught = [as_stated(self._from_logits[0], kind) for kind in kinds]
-        return describe_outputs(names, self._student_shapes(), losses_by_output(loss, names), taught, seen)
+        shapes, losses = shapes_of_outputs(self.student), losses_by_output(loss, names)
+        return describe_outputs(names, shapes, losses, taught, seen, self._earlier_losses())
+
+    def _earlier_losses(self) -> list[Any]:
+        """Returns the loss that each output was compiled with before: the student's, else the teacher's."""
+        for loaded in (self.student, getattr(self.teacher, "loaded", None)):
+            config = None if loaded is None else loaded.compile_config
+            if loaded is not None and config is not None and config.get("loss") is not None:
+                return losses_by_output(config["loss"], loaded.outputs)
+        return []
 
     def _compare(self, term: Any, weight: float, outputs: Sequence[Output]) -> Comparison:
         if isinstance(term, DistillationTerm) and not isinstance(term, LayerTerm):
@@ -209,7 +203,3 @@ def _compute(term: Any, teacher: Any, student: Any, *, sample_weight: Any) -> An
     term.validate_outputs(teacher, student)
     value = term.compute_loss(teacher, student)  # a mean over the batch, whose samples it does not weigh
     return tf.cast(value, tf.float32) / tf.distribute.get_strategy().num_replicas_in_sync
-
-
-def _in_words(names: Sequence[str], shapes: Sequence[Any]) -> str:
-    return ", ".join(f"{name}{tuple(shape)}" for name, shape in zip(names, shapes, strict=True))

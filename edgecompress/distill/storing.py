@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from edgecompress.artifacts import read_artifact
 from edgecompress.distill.teachers import Ensemble, ModelTeacher, Teacher, TfliteTeacher
 from edgecompress.errors import ModelError
 from edgecompress.models import load_model
+
+_WEIGHTS = "teacher.npz"
 
 
 def describe_teachers(teacher: Teacher | None) -> list[dict[str, Any]] | None:
@@ -32,10 +35,26 @@ def restore_teachers(stored: Sequence[Mapping[str, Any]] | None) -> list[Any] | 
     return None if stored is None else [_restore(one) for one in stored]
 
 
-def models_of(teacher: Teacher | None) -> Any:
-    """Returns what teaches, a list of it if there are several: Keras models, functions of SavedModels, and paths."""
-    found = [one.loaded.model if isinstance(one, ModelTeacher) else one.path for one in _members(teacher)]
-    return found if len(found) > 1 else next(iter(found), None)
+def models_of(teacher: Teacher | None) -> list[Any]:
+    """Returns what teaches: Keras models, functions of SavedModels, and paths of .tflite files."""
+    return [one.loaded.model if isinstance(one, ModelTeacher) else one.path for one in _members(teacher)]
+
+
+def write_weights(teacher: Teacher | None, folder: str | Path) -> None:
+    """Writes the weights of the teachers that are stored whole."""
+    np.savez(Path(folder) / _WEIGHTS, *map(np.asarray, _variables(teacher)))
+
+
+def read_weights(teacher: Teacher | None, folder: str | Path) -> None:
+    """Gives teachers, which were restored with new weights, those that were written."""
+    with np.load(Path(folder) / _WEIGHTS, allow_pickle=False) as file:
+        for variable, name in zip(_variables(teacher), file.files, strict=True):
+            variable.assign(file[name])
+
+
+def _variables(teacher: Teacher | None) -> list[Any]:
+    whole = (one for one in _members(teacher) if isinstance(one, ModelTeacher) and one.loaded.framework == "keras")
+    return [variable for one in whole for variable in one.loaded.model.variables]
 
 
 def _members(teacher: Teacher | None) -> Sequence[Any]:

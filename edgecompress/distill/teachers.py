@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from edgecompress.benchmark.execute import run_tflite
 from edgecompress.benchmark.runner import Predictor, StepLoop, find_runtime, open_interpreter, predict_samples
 from edgecompress.data import Array, InputSpec
 from edgecompress.distill.answers import AnswerKind, as_logits, as_stated
+from edgecompress.distill.losses import shapes_fit
 from edgecompress.distill.watching import Point, watch
 from edgecompress.errors import ModelError, UsageError
 from edgecompress.functional import last_activation
@@ -58,6 +59,14 @@ class Teacher(Protocol):
         ...
 
 
+def asker(teacher: Teacher) -> Callable[[list[Array]], list[Array]]:
+    """Returns what asks a teacher about a batch: from arrays, one for each input of the student, to its answers."""
+    import tensorflow as tf
+
+    asked = tf.function(lambda *inputs: teacher.answers(inputs), reduce_retracing=True, autograph=False)
+    return lambda arrays: [np.asarray(tensor) for tensor in asked(*map(tf.convert_to_tensor, arrays))]
+
+
 def kind_of_output(model: Any, output: int) -> AnswerKind | None:
     """Returns what an output of a Keras model holds, by the activation that it comes from; None: not to be seen."""
     return _ACTIVATIONS.get(last_activation(model, output) or "")
@@ -85,6 +94,28 @@ def open_teacher(
         ModelError: It cannot be read, or takes or gives something else than the student.
         UsageError: It has no such layers; or it can be seen of some teachers what they answer with, and not of others.
     """
+    teacher = _open(source, student, points, from_logits=from_logits, unsafe=unsafe)
+    wanted, given = teacher.shapes[: len(teacher.outputs)], shapes_of_outputs(student)
+    if len(wanted) != len(given) or not all(map(shapes_fit, wanted, given)):
+        raise ModelError(
+            "teacher and student give different answers", where=teacher.name,
+            expected="the teacher's " + _in_words(teacher.outputs, wanted),
+            received="the student's " + _in_words(student.outputs, given),
+            fix="give the student the teacher's outputs, or put what chooses among them into a model around it",
+        )  # fmt: skip
+    return teacher
+
+
+def shapes_of_outputs(student: LoadedModel) -> list[Shape]:
+    """Returns the shapes of a Keras model's outputs, in flat order, batch first."""
+    import keras
+
+    return [tuple(tensor.shape) for tensor in keras.tree.flatten(student.model.outputs)]
+
+
+def _open(
+    source: Any, student: LoadedModel, points: Sequence[Point], *, from_logits: bool | None, unsafe: bool
+) -> Teacher:
     if isinstance(source, (list, tuple)):
         if not source:
             raise UsageError("there is no teacher in the list", expected="one model or more")
@@ -93,7 +124,7 @@ def open_teacher(
                 "several teachers have no layers in common", where=f"layer {points[0].layer!r}",
                 fix="compare layers with a single teacher, or compare outputs only",
             )  # fmt: skip
-        opened = [open_teacher(one, student, points, unsafe=unsafe) for one in source]
+        opened = [_open(one, student, points, from_logits=from_logits, unsafe=unsafe) for one in source]
         members = [one for each in opened for one in (each.members if isinstance(each, Ensemble) else [each])]
         return members[0] if len(members) == 1 else Ensemble(members, from_logits)
     if isinstance(source, (str, os.PathLike)) and Path(source).suffix == ".tflite":
@@ -246,7 +277,7 @@ class Ensemble:
 
     @property
     def identity(self) -> str:
-        return " + ".join(one.identity for one in self.members)
+        return " + ".join(one.identity for one in self.members) + f" as {self.kinds}"
 
     def answers(self, inputs: Sequence[Any]) -> list[Any]:
         import tensorflow as tf
@@ -296,6 +327,10 @@ def _may_be_alike(one: Shape, other: Shape) -> bool:
     return len(one) == len(other) and all(
         a == b or None in (a, b) or -1 in (a, b) for a, b in zip(one[1:], other[1:], strict=True)
     )
+
+
+def _in_words(names: Sequence[str], shapes: Sequence[Shape]) -> str:
+    return ", ".join(f"{name}{shape}" for name, shape in zip(names, shapes, strict=True))
 
 
 def _zeros(spec: InputSpec) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,12 +43,14 @@ class Output:
         shape: Batch first.
         kinds: What the teacher's and the student's answers are; None where that could not be seen.
         classes: Whether it is about classes; else it holds values.
+        assumed: Whether that was taken for granted: no loss and no activation tells.
     """
 
     name: str
     shape: Shape
     kinds: tuple[AnswerKind | None, AnswerKind | None]
     classes: bool
+    assumed: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def describe_outputs(
     losses: Sequence[Any],
     teacher: Sequence[AnswerKind | None],
     student: Sequence[AnswerKind | None],
+    earlier: Sequence[Any] = (),
 ) -> tuple[Output, ...]:
     """Returns what each output holds.
 
@@ -84,6 +88,8 @@ def describe_outputs(
         losses: What each is compiled with: a Keras loss, a name, a function, or None.
         teacher: What the teacher's outputs hold, None where unknown; empty without a teacher.
         student: What the student's hold.
+        earlier: What each was compiled with before, in the teacher or the student: tells classes from values where it
+            has no loss now.
 
     Raises:
         UsageError: A loss takes logits for probabilities or the other way round, or teacher and student disagree on
@@ -98,7 +104,9 @@ def describe_outputs(
         taught = teacher[index] if teacher else None
         binary = _are_binary(name, taught, found, kind, shape)
         kinds = tuple(None if one is None else AnswerKind(one.probabilities, binary) for one in (taught, found))
-        outputs.append(Output(name, shape, (kinds[0], kinds[1]), _is_about_classes(kind, found, shape)))
+        before = kind or (_read_loss(earlier[index])[0] if earlier else None)
+        assumed = before is None and (found is None or not found.probabilities)
+        outputs.append(Output(name, shape, (kinds[0], kinds[1]), _is_about_classes(before, found, shape), assumed))
     return tuple(outputs)
 
 
@@ -151,9 +159,15 @@ def describe(term: Any, weight: float, temperature: Any) -> str:
     return f"{'' if weight == 1 else f'{weight:g} x '}{type(term).__name__}{f'({facts})' if facts else ''}"
 
 
-def on_conversions(outputs: Sequence[Output]) -> tuple[str, ...]:
-    """Says so where logits and probabilities are compared."""
-    return tuple(
+def on_outputs(outputs: Sequence[Output]) -> tuple[str, ...]:
+    """Says so where logits and probabilities are compared, and where what an output holds was taken for granted."""
+    guessed = tuple(
+        f"output {one.name!r}: nothing tells whether it holds logits of classes or values; it was taken for "
+        f"{'logits (for values, compare by Logits)' if one.classes else 'values'}"
+        for one in outputs
+        if one.assumed
+    )
+    return guessed + tuple(
         f"output {one.name!r}: the teacher gives {one.kinds[0].title} and the student {one.kinds[1].title}; both are "
         "compared as logits, the probabilities' logarithms"
         for one in outputs
@@ -164,7 +178,7 @@ def on_conversions(outputs: Sequence[Output]) -> tuple[str, ...]:
 
 def losses_by_output(loss: Any, names: Sequence[str]) -> list[Any]:
     """Returns the loss that each output is compiled with, from what `compile` takes."""
-    if isinstance(loss, Mapping):
+    if isinstance(loss, Mapping) and "class_name" not in loss:  # which is one loss, as Keras stores it
         return [loss.get(name) for name in names]
     if isinstance(loss, (list, tuple)):
         return [*loss, *[None] * len(names)][: len(names)]
@@ -175,9 +189,15 @@ def _read_loss(loss: Any) -> tuple[str | None, bool | None]:
     """Returns the name of a loss's class, and whether it takes logits; None where it takes neither."""
     if loss is None:
         return None, None
+    if isinstance(loss, Mapping):
+        loss = loss["config"] if isinstance(loss.get("config"), str) else loss["class_name"]
     if isinstance(loss, str):
-        loss = keras.losses.get(loss)
-    names = [getattr(loss, "__name__", ""), *(base.__name__ for base in type(loss).__mro__)]
+        with contextlib.suppress(ValueError):  # the user's own: known by its name only
+            loss = keras.losses.get(loss)
+    names = [
+        loss if isinstance(loss, str) else getattr(loss, "__name__", ""),
+        *(base.__name__ for base in type(loss).__mro__),
+    ]
     kinds = [_BY_FUNCTION.get(name, name) for name in names]
     kind = next((kind for kind in kinds if kind in _OF_CLASSES), next(filter(None, kinds)))
     return kind, bool(getattr(loss, "from_logits", False)) if kind in _OF_CLASSES else None

@@ -36,9 +36,7 @@ def plan_distill(model: Any, spec: Distill) -> tuple[LayerPlan, ...]:
     Raises:
         ModelError: No student can be made of the model.
     """
-    student = {layer.name: layer for layer in flatten_layers(_new_student(model, spec))}
-    weighty = (layer for layer in flatten_layers(model) if layer.weights)
-    return tuple(_plan_layer(layer, student.get(layer.name), spec) for layer in weighty)
+    return _plan_layers(model, _new_student(model, spec) if spec.makes_student else model, spec)
 
 
 def apply_distill(model: Any, spec: Distill, context: PassContext) -> tuple[Any, PassResult]:
@@ -61,10 +59,13 @@ def apply_distill(model: Any, spec: Distill, context: PassContext) -> tuple[Any,
     with _seeded(context.seed), contextlib.ExitStack() as stack:
         student = _new_student(model, spec)
         seed_draws(student, context.seed)
-        teachers = [context.load(path) for path in spec.teachers]
+        # The model's own loss tells what its outputs hold where no label does.
+        teachers = [context.load(path) for path in spec.teachers] or [
+            replace(load_model(model), compile_config=context.compile_config)
+        ]
         from_logits = _answers_logits(teachers, student, context.data)
         distiller = Distiller(
-            student, teachers or model, teacher_from_logits=from_logits,
+            student, teachers, teacher_from_logits=from_logits,
             losses=[_term(one) for one in spec.losses] or None,
             loss_weights=[one.weight for one in spec.losses] or None,
             alpha=spec.alpha, temperature=spec.temperature,
@@ -80,7 +81,7 @@ def apply_distill(model: Any, spec: Distill, context: PassContext) -> tuple[Any,
         )  # fmt: skip
     return student, PassResult(
         kind=spec.kind,
-        plan=plan_distill(model, spec),
+        plan=_plan_layers(model, student, spec),
         trained=trained,
         distilled=Distilled(
             teachers=spec.teachers, teacher_params=None if spec.teachers else model.count_params(),
@@ -178,6 +179,12 @@ def _new_student(model: Any, spec: Distill) -> Any:
     return make_student(model, **{name: value for name, value in asked.items() if value is not None})
 
 
+def _plan_layers(model: Any, student: Any, spec: Distill) -> tuple[LayerPlan, ...]:
+    successors = {layer.name: layer for layer in flatten_layers(student)}
+    weighty = (layer for layer in flatten_layers(model) if layer.weights)
+    return tuple(_plan_layer(layer, successors.get(layer.name), spec) for layer in weighty)
+
+
 def _plan_layer(layer: Any, successor: Any, spec: Distill) -> LayerPlan:
     if not spec.makes_student:
         detail = f"trained by {', '.join(spec.teachers)}"
@@ -202,14 +209,18 @@ def _term(spec: Term) -> Any:
 
 
 def _answers_logits(teachers: Sequence[Any], student: Any, data: Dataset) -> bool | None:
-    """Whether files whose last layer cannot be seen answer with logits, by their answers to a few samples.
+    """Whether teachers whose last layer cannot be seen answer with logits, by their answers to a few samples.
 
     Raises:
         UsageError: There are others beside them, which cannot be averaged with what nobody knows.
     """
-    from edgecompress.distill.teachers import open_teacher
+    from edgecompress.distill.teachers import kind_of_output, open_teacher
 
-    if all(isinstance(one, LoadedModel) and one.is_keras for one in teachers):
+    def is_seen(one: Any) -> bool:
+        keras_model = isinstance(one, LoadedModel) and one.is_keras
+        return keras_model and all(kind_of_output(one.model, k) is not None for k in range(len(one.outputs)))
+
+    if all(map(is_seen, teachers)):
         return None
     loaded = load_model(student)
     opened = [open_teacher(one, loaded, ()) for one in teachers]
@@ -229,8 +240,9 @@ def _answers_logits(teachers: Sequence[Any], student: Any, data: Dataset) -> boo
 
 def _on_answers(spec: Distill, from_logits: bool | None) -> Iterator[str]:
     if from_logits is not None:
+        who = " and ".join(spec.teachers) or "the model"
         what, why = ("logits", "go beyond") if from_logits else ("probabilities", "are all in")
-        yield f"the answers of {' and '.join(spec.teachers)} were taken for {what}: they {why} the range from 0 to 1"
+        yield f"the answers of {who} were taken for {what}: they {why} the range from 0 to 1"
 
 
 def _objective(student: LoadedModel, data: Dataset, context: PassContext) -> Objective:

@@ -59,8 +59,9 @@ def print_compression(report: CompressReport) -> None:
     console.print(f"[bold]{escape(source.name)}[/]: {kinds}, written to [bold]{escape(report.output)}[/]")
     table = new_table("", "before", "after", "change", right=(1, 2, 3))
     before, after = report.before, report.after
+    taught = any(one.distilled is not None and one.distilled.teachers for one in report.passes)
     for name, old, new in (
-        (".keras file", before.size_bytes, after.size_bytes),
+        ("teacher's file, .keras file" if taught else ".keras file", before.size_bytes, after.size_bytes),
         ("gzip", before.gzip_bytes, after.gzip_bytes),
     ):
         table.add_row(name, in_bytes(old), in_bytes(new), in_ratio(old, new))

@@ -417,3 +417,18 @@ def test_fit_follows_the_seed_and_the_weights(tmp_path: Path) -> None:
     in_parts = fit(tmp_path, weights=weights, epochs=(1, 3))
     np.testing.assert_array_equal(in_parts[0], once[0])
     assert not np.array_equal(fit(tmp_path, weights=None, epochs=(4,))[0], once[0])
+
+
+def test_answers_that_no_disk_can_hold_are_refused_at_once(tmp_path: Path, monkeypatch) -> None:
+    usage = module.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _folder: usage._replace(free=1000))
+    x = np.zeros((SAMPLES, 4), np.float32)
+    asked = []
+
+    def ask(batch: list[np.ndarray]) -> list[np.ndarray]:
+        asked.append(len(batch[0]))
+        return [np.zeros((len(batch[0]), 100), np.float32)]
+
+    with pytest.raises(OutputError, match="answers to 50 samples take 0 MB; expected at most 0 MB, which are free"):
+        AnswerCache(tmp_path).answers(teacher="t", inputs=[x], ask=ask, batch_size=BATCH)
+    assert asked == [BATCH]

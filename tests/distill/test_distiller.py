@@ -487,10 +487,66 @@ class TestSeveralOutputs:
         figures = distiller.evaluate(x, [y, y], verbose=0, return_dict=True)
         found = distiller.predict(x, verbose=0)
         np.testing.assert_allclose(figures["distillation_loss"], divergences(found[1], found[0], T).mean(), **PRECISION)
-        assert distiller.teacher is None
+        assert distiller.teachers() == []
 
 
 def _asked(distiller, x):
     _, taught = distiller._with_teacher(tf.constant(x))
     answers, points = distiller._pair.ask_student(distiller.student, x, training=False)
     return answers, points, taught
+
+
+def boxes(seed, *, loss=None):
+    """A network with classes and, in an output of four values, boxes."""
+    keras.utils.set_random_seed(seed)
+    image = keras.Input((8, 8, 1), name="image")
+    x = layers.Dense(8, activation="relu")(layers.Flatten()(image))
+    outputs = {"digit": layers.Dense(10, activation="softmax")(x), "box": layers.Dense(4, bias_initializer="ones")(x)}
+    model = keras.Model(image, outputs)
+    if loss is not None:
+        model.compile("sgd", loss)
+    return model
+
+
+class TestOutputsWithoutLabels:
+    LOSSES = {"digit": "sparse_categorical_crossentropy", "box": "mse"}  # noqa: RUF012
+
+    @pytest.mark.parametrize("compiled_before", ["teacher", "student"])
+    def test_hold_values_if_they_were_compiled_so(self, compiled_before):
+        models = {side: boxes(k, loss=self.LOSSES if side == compiled_before else None)
+                  for k, side in enumerate(("teacher", "student"))}  # fmt: skip
+        distiller = Distiller(**models)
+        distiller.compile("sgd", {"digit": "sparse_categorical_crossentropy"})
+        assert distiller.compared == "SoftLabels(T = 4) + Logits"
+        assert distiller.notes == ()
+
+    def test_are_taken_for_logits_and_the_notes_say_so(self):
+        distiller = Distiller(boxes(0), boxes(1))
+        distiller.compile("sgd", {"digit": "sparse_categorical_crossentropy"})
+        assert distiller.compared == "SoftLabels(T = 4)"
+        (note,) = distiller.notes
+        assert note.startswith("output 'box': nothing tells whether it holds logits of classes or values")
+
+
+def test_each_distiller_has_projectors_of_its_own(images):
+    term = Features("dense", "hidden", projector="linear")
+    keras.utils.set_random_seed(0)
+    teacher = keras.Sequential([
+        keras.Input((8, 8, 1), name="image"), layers.Flatten(), layers.Dense(20, name="dense"),
+        layers.Dense(10, activation="softmax"),
+    ])  # fmt: skip
+    one, other = (Distiller(mlp_student(units), teacher, losses=[SoftLabels(), term]) for units in (12, 7))
+    assert [tuple(each.projectors[0].kernel.shape) for each in (one, other)] == [(12, 20), (7, 20)]
+    for each in (one, other):
+        each.compile("sgd", "sparse_categorical_crossentropy")
+        each.fit(*images, verbose=0)
+
+
+def test_weights_are_saved_and_loaded_without_the_teacher(tmp_path):
+    one, teacher = compiled(mlp_student(seed=1), mlp_teacher(seed=2)), mlp_teacher(seed=3)
+    one.save_weights(tmp_path / "one.weights.h5")
+    before = weights_of(teacher)
+    other = compiled(mlp_student(), teacher)
+    other.load_weights(tmp_path / "one.weights.h5")
+    assert_same_weights(weights_of(other.student), weights_of(one.student))
+    assert_same_weights(weights_of(teacher), before)

@@ -369,3 +369,14 @@ class TestWithAnswers:
         distiller = Distiller(student, losses=[SelfDistillation()])
         with pytest.raises(UsageError, match="there is no teacher whose answers could be kept"):
             distiller.with_answers(images[0], cache=tmp_path)
+
+
+def test_samples_with_answers_take_plain_lists_and_positional_arguments(images, tmp_path):
+    x, y = (array[:BATCH] for array in images)
+    distiller = compiled(mlp_student(), mlp_teacher())
+    samples = distiller.with_answers(x, y.tolist(), [1.0] * BATCH, cache=tmp_path, store="float16", batch_size=32)
+    seen = []
+    callback = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: seen.append(epoch))
+    distiller.fit(samples, None, None, 3, 0, [callback], 0.0, None, True, None, None, 1)
+    assert seen == [1, 2]
+    assert samples.epoch == 3

@@ -6,7 +6,15 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from edgecompress.distill import AttentionMatrices, AttentionTransfer, Features, HiddenStates, SimilarityPreserving
+from edgecompress.distill import (
+    AttentionMatrices,
+    AttentionTransfer,
+    Distiller,
+    Features,
+    HiddenStates,
+    SimilarityPreserving,
+    SoftLabels,
+)
 from edgecompress.errors import UsageError
 from tests.distilling import divergence, normal, softmax
 
@@ -206,3 +214,17 @@ def test_it_can_be_stored(term):
     assert stored["registered_name"] == f"edgecompress>{type(term).__name__}"
     assert type(again) is type(term)
     assert again.get_config() == term.get_config()
+
+
+def test_attention_maps_of_sizes_that_are_not_known_are_resized():
+    def net(strides, channels):
+        image = keras.Input((None, None, 3))
+        x = keras.layers.Conv2D(channels, 3, strides=strides, padding="same", name="conv")(image)
+        return keras.Model(image, keras.layers.Dense(4, activation="softmax")(keras.layers.GlobalMaxPooling2D()(x)))
+
+    distiller = Distiller(net(2, 4), net(1, 8), losses=[SoftLabels(), AttentionTransfer("conv", "conv")], alpha=1.0)
+    distiller.compile("sgd")
+    images = np.random.default_rng(0).normal(size=(4, 8, 6, 3)).astype("float32")
+    shapes = tf.TensorSpec((None, None, None, 3))
+    samples = tf.data.Dataset.from_generator(lambda: [images, images[:, :6]], output_signature=shapes)
+    assert np.isfinite(distiller.fit(samples, verbose=0, shuffle=False).history["loss"]).all()

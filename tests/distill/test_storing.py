@@ -42,15 +42,15 @@ class TestTraining:
     def test_goes_on_with_one_teacher(self, images, tmp_path):
         teacher = mlp_teacher()
         again = check_goes_on(images, tmp_path / "d.keras", lambda: compiled(mlp_student(), teacher, optimizer=adam()))
-        assert isinstance(again.teacher, keras.Sequential)
-        assert again.teacher is not teacher
-        assert_same_weights(weights_of(again.teacher), weights_of(teacher))
+        assert isinstance(again.teachers()[0], keras.Sequential)
+        assert again.teachers()[0] is not teacher
+        assert_same_weights(weights_of(again.teachers()[0]), weights_of(teacher))
         assert again.optimizer.iterations == 32
 
     def test_goes_on_with_an_ensemble(self, images, cnn_teacher, tmp_path):
         teachers = [cnn_teacher, mlp_teacher()]
         again = check_goes_on(images, tmp_path / "d.keras", lambda: compiled(mlp_student(), teachers, optimizer=adam()))
-        for one, other in zip(again.teacher, teachers, strict=True):
+        for one, other in zip(again.teachers(), teachers, strict=True):
             assert_same_weights(weights_of(one), weights_of(other))
 
     def test_needs_the_file_of_a_keras_3_teacher_no_more(self, images, cnn_teacher, tmp_path):
@@ -67,7 +67,7 @@ class TestTraining:
     def test_goes_on_with_a_mixed_ensemble(self, images, cnn_tflite, tmp_path):
         teachers = [mlp_teacher(), cnn_tflite]
         again = check_goes_on(images, tmp_path / "d.keras", lambda: compiled(mlp_student(), teachers, optimizer=adam()))
-        assert again.teacher[1] == cnn_tflite
+        assert again.teachers()[1] == cnn_tflite
 
     @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
     def test_goes_on_with_files_that_keras_3_cannot_hold(self, images, cnn_teacher, tmp_path):
@@ -112,7 +112,7 @@ class TestTraining:
         distiller = compiled(exits(), None, losses=[SelfDistillation("late")], optimizer=adam())
         distiller.fit(x, [y, y], verbose=0)
         again = through_file(distiller, tmp_path / "d.keras")
-        assert again.teacher is None
+        assert again.teachers() == []
         assert again.evaluate(x, [y, y], verbose=0) == distiller.evaluate(x, [y, y], verbose=0)
 
 

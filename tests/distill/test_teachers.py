@@ -360,3 +360,9 @@ class TestIdentity:
         }  # fmt: skip
         assert len(names) == 7
         assert opened(cnn_teacher).identity == opened(digits_cnn.model).identity
+
+
+def test_answers_that_were_averaged_otherwise_are_not_those_of_the_cache():
+    both = [mlp_teacher(seed=1), mlp_teacher(seed=2, activation=None)]
+    one, other = (opened(both, from_logits=from_logits) for from_logits in (None, False))
+    assert one.identity != other.identity

@@ -15,7 +15,7 @@ from edgecompress.distill.terms import (
     describe,
     describe_outputs,
     losses_by_output,
-    on_conversions,
+    on_outputs,
     pair_answers,
 )
 from edgecompress.errors import UsageError
@@ -218,7 +218,7 @@ def test_losses_by_output(loss, expected):
 
 
 def test_conversions_are_said():
-    (note,) = on_conversions(OUTPUTS)
+    (note,) = on_outputs(OUTPUTS)
     assert note == (
         "output 'digit': the teacher gives probabilities and the student logits; both are compared as logits, "
         "the probabilities' logarithms"
