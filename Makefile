@@ -42,6 +42,7 @@ bench: setup
 	$(BIN)/python benchmarks/low_rank_latency.py --save benchmarks/results/low_rank_latency.json
 	$(BIN)/python benchmarks/low_rank_models.py --save benchmarks/results/low_rank_models.json
 	$(BIN)/python benchmarks/recurrent.py --save benchmarks/results/recurrent.json
+	$(BIN)/python benchmarks/distillation.py --save benchmarks/results/distillation.json
 
 clean:
 	rm -rf $(VENV) build demo *.egg-info
