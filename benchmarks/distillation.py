@@ -53,7 +53,7 @@ from results import save_results
 
 from edgecompress import Cluster, Prune, Qat, Recipe, Training, convert
 from edgecompress.distill import Distiller, make_student
-from edgecompress.distill.cache import taught_samples
+from edgecompress.distill.taught import taught_samples
 
 Samples = tuple[np.ndarray, np.ndarray]
 layers = keras.layers

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +43,7 @@ from edgecompress.planning import plan_passes, refuse_unready, shapes_by_name
 from edgecompress.profiles import Profile, Target, find_profile, load_profile
 from edgecompress.quantizing import Quantized, quantize_best, refuse_loops, refuse_unresolved
 from edgecompress.recipes import Recipe
-from edgecompress.reference import open_reference, refuse_teachers
+from edgecompress.reference import open_reference, opener, refuse_teachers
 from edgecompress.report import CompressReport, FileSize, Report, SourceModel, Variant
 from edgecompress.report.notes import notes_on, notes_on_compression
 from edgecompress.samples import Samples, prepare_samples
@@ -54,7 +54,6 @@ from edgecompress.token_ids import refuse_unknown_ids
 from edgecompress.training import Trained, build_trained, run_passes
 from edgecompress.verify.kernels import check_kernels, kernels_in
 from edgecompress.verify.metrics import Scores
-from edgecompress.verify.predictor import is_tflite
 from edgecompress.verify.verification import Verified, verify, write_golden
 from edgecompress.versions import decisive_versions, own_version
 
@@ -135,7 +134,7 @@ def convert(  # noqa: PLR0913 (each is one option of the command line)
         # The float model's answers are worked out while the quantizer's process keeps the other core busy; not sooner,
         # because the converter's process needs the memory.
         reference = beside.submit(
-            open_reference(source, recipe, samples.fixed, custom_objects=custom_objects, unsafe=unsafe).answers,
+            open_reference(source, recipe, samples.fixed, opener(custom_objects, unsafe=unsafe)).answers,
             samples.held_out,
         )
         before = refuse_unresolved(read_artifact(float_file), source)
@@ -144,7 +143,7 @@ def convert(  # noqa: PLR0913 (each is one option of the command line)
             refuse_loops(task, before)  # which no pass takes out
             reference.result()  # training is to have the cores, and TensorFlow's global settings, to itself
             trained = run_passes(
-                source, recipe, samples, checkpoints, say, load=_opener(custom_objects, unsafe=unsafe), device=device,
+                source, recipe, samples, checkpoints, say, load=opener(custom_objects, unsafe=unsafe), device=device,
                 resume=resume,
             )  # fmt: skip
             made = build_trained(replace(task, source=trained.model), scratch / "trained", untrained=source)
@@ -260,13 +259,13 @@ def compress(  # noqa: PLR0913 (each is one option of the command line)
         samples = prepare_samples(data, train, specs, recipe, calibrate=False, input_range=input_range, unsafe=unsafe)
         refuse_unknown_ids(source, samples.training, samples.calibration, samples.held_out)
         plan_passes(source, recipe.passes, samples.fixed, device).require()
-        reference = open_reference(source, recipe, samples.fixed, custom_objects=custom_objects, unsafe=unsafe)
+        reference = open_reference(source, recipe, samples.fixed, opener(custom_objects, unsafe=unsafe))
         original = Path(scratch, "original.keras")
         save_model(_as_it_was(source, custom_objects), original)
         answers = reference.answers(samples.held_out)
 
         trained = run_passes(
-            source, recipe, samples, checkpoints, say, load=_opener(custom_objects, unsafe=unsafe), device=device,
+            source, recipe, samples, checkpoints, say, load=opener(custom_objects, unsafe=unsafe), device=device,
             resume=resume,
         )  # fmt: skip
         uncompiled = compile_as(trained.model.model, source.compile_config, where=source.name, objects=custom_objects)
@@ -426,15 +425,6 @@ def _file_size(*paths: Path) -> FileSize:
         size_bytes=sum(map(len, contents)),
         gzip_bytes=sum(len(gzip.compress(content, compresslevel=9, mtime=0)) for content in contents),
     )
-
-
-def _opener(custom_objects: Mapping[str, Any] | None, *, unsafe: bool) -> Callable[[str], Any]:
-    """Returns what opens the files that passes name; a .tflite file is opened by its path."""
-
-    def load(path: str) -> Any:
-        return path if is_tflite(path) else load_model(path, custom_objects=custom_objects, unsafe=unsafe)
-
-    return load
 
 
 def _hash_weights(model: Any) -> str:

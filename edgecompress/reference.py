@@ -37,11 +37,15 @@ def open_reference(
     source: LoadedModel,
     recipe: Recipe,
     fixed: Sequence[InputSpec],
-    *,
-    custom_objects: Mapping[str, Any] | None,
-    unsafe: bool,
+    load: Callable[[str], Any],
 ) -> Reference:
     """Returns what a recipe's result is held against: files that teach, by their mean, else the model.
+
+    Args:
+        source: The model.
+        recipe: Its distill passes name the files.
+        fixed: The model's inputs with every dimension known.
+        load: Opens a file that teaches; see `opener`.
 
     Raises:
         ModelError: A teacher cannot be read, or answers something else than the model.
@@ -51,10 +55,7 @@ def open_reference(
         return Reference(lambda data: source.predict(data.inputs, fixed=fixed))
     from edgecompress.distill.teachers import asker, open_teacher
 
-    opened = [
-        path if is_tflite(path) else load_model(path, custom_objects=custom_objects, unsafe=unsafe) for path in paths
-    ]
-    teacher = open_teacher(opened, source, ())
+    teacher = open_teacher([load(str(path)) for path in paths], source, ())
     ask = asker(teacher)
 
     def answers(data: Dataset) -> dict[str, Array]:
@@ -81,6 +82,15 @@ def _as_the_student_answers(answers: Array, kind: Any, student: LoadedModel, out
         return np.asarray(as_logits(answers, kind))
     probabilities: Array = np.exp(log_probabilities(answers, replace(kind, binary=wanted.binary)))
     return probabilities[..., 1] if wanted.binary else probabilities
+
+
+def opener(custom_objects: Mapping[str, Any] | None, *, unsafe: bool) -> Callable[[str], Any]:
+    """Returns what opens the files that passes name; a .tflite file stays a path, by which it is opened."""
+
+    def load(path: str) -> Any:
+        return path if is_tflite(path) else load_model(path, custom_objects=custom_objects, unsafe=unsafe)
+
+    return load
 
 
 def refuse_teachers(recipe: Recipe, model: Path | None, destination: Path) -> None:

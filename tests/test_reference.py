@@ -12,7 +12,7 @@ from edgecompress.data import Dataset, fix_shapes
 from edgecompress.errors import ModelError, OutputError, UsageError
 from edgecompress.models import load_model
 from edgecompress.recipes import Recipe
-from edgecompress.reference import open_reference, refuse_teachers
+from edgecompress.reference import open_reference, opener, refuse_teachers
 from edgecompress.techniques import Distill, Prune
 
 RNG = np.random.default_rng(0)
@@ -33,7 +33,7 @@ def learning_from(*paths):
 
 
 def answers(source, recipe):
-    reference = open_reference(source, recipe, fix_shapes(source.inputs, DATA), custom_objects=None, unsafe=False)
+    reference = open_reference(source, recipe, fix_shapes(source.inputs, DATA), opener(None, unsafe=False))
     return reference.answers(DATA), reference.files
 
 
@@ -146,7 +146,7 @@ def test_a_teachers_outputs_are_known_by_name_and_several_answer_as_they_teach(t
     data = Dataset({"a": DATA.inputs["a"]})
     fixed = fix_shapes(probable.inputs, data)
     recipe = learning_from(tmp_path / "probable.keras", tmp_path / "logits.keras")
-    reference = open_reference(probable, recipe, fixed, custom_objects=None, unsafe=False)
+    reference = open_reference(probable, recipe, fixed, opener(None, unsafe=False))
     p, z = (np.asarray(one.model(data.inputs["a"])) for one in (probable, logits))
     mean = np.exp((np.log(p) + z) / 2)
     np.testing.assert_allclose(reference.answers(data)["digit"], mean / mean.sum(-1, keepdims=True), rtol=1e-4)

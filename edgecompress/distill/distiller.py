@@ -12,11 +12,12 @@ import numpy as np
 import tensorflow as tf
 
 from edgecompress.data import Array
-from edgecompress.distill.cache import AnswerCache, taught_samples
+from edgecompress.distill.cache import AnswerCache
 from edgecompress.distill.losses import TEMPERATURE
 from edgecompress.distill.pairing import Pair
 from edgecompress.distill.settings import check_share, check_temperature, check_terms, check_weights
 from edgecompress.distill.storing import describe_teachers, models_of, read_weights, restore_teachers, write_weights
+from edgecompress.distill.taught import taught_samples
 from edgecompress.distill.teachers import asker
 from edgecompress.errors import ModelError, UsageError
 from edgecompress.models import load_model

@@ -162,7 +162,7 @@ class _Trainee:
         }
 
     def _samples(self, rows: Array) -> Any:
-        from edgecompress.distill.cache import taught_samples
+        from edgecompress.distill.taught import taught_samples
 
         size = self._context.training.batch_size
         return taught_samples(
